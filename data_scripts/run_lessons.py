@@ -58,7 +58,7 @@ def keep(path: Path, number: int, outputs: list) -> list:
     "The outputs worth saving; what went to stderr is told on the terminal."
     for output in outputs:
         if output.get("name") == "stderr":
-            told = [line.rpartition("\r")[2] for line in "".join(output["text"]).splitlines()]
+            told = [line.rpartition("\r")[2] for line in "".join(output["text"]).split("\n")]
             print(*[f"{path.name}, cell {number}: {line}" for line in told if line.strip()], sep="\n", file=sys.stderr)
     return [output for output in outputs if output.get("name") != "stderr"]
 

@@ -1,0 +1,25 @@
+"""Fixtures every test may ask for."""
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder with small pieces of the real data sets; the test is skipped where nobody named one."""
+    folder = os.environ.get("WSSS_NB_DATA")
+    if not folder:
+        pytest.skip("WSSS_NB_DATA is not set: it names the folder with voc12/, coco_sample/ and coco14/ (see CONTRIBUTING.md)")
+    if not Path(folder).is_dir():
+        pytest.fail(f"WSSS_NB_DATA names {folder}, which is no folder; unset it to skip the tests on real data")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def toyvoc(tmp_path_factory) -> Path:
+    """A small ToyVOC, drawn once for all tests: read it, never write into it."""
+    from wsss_nb.toyvoc import make_toyvoc
+    folder = tmp_path_factory.mktemp("data") / "toyvoc"
+    make_toyvoc(folder, n_train=24, n_val=12, seed=0)
+    return folder

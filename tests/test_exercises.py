@@ -1,0 +1,66 @@
+"""Exercises ask something: their checks fail before the student's work and pass after it."""
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from exercises import form_faults, try_exercises
+from notebooks import lesson_paths, make_lesson
+
+
+@pytest.mark.parametrize("path", lesson_paths(), ids=lambda path: path.stem)
+def test_exercises_of_lesson(path):
+    """Each check refuses the empty cell and accepts the solution; the lesson runs in a process of its own."""
+    result = subprocess.run([sys.executable, Path(__file__).with_name("exercises.py"), path], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr[-2000:]
+
+
+SOLUTION = {"cell_type": "code", "source": '#| code-fold: true\n#| code-summary: "A solution"\ndef double(x):\n    return 2 * x',
+            "metadata": {"jupyter": {"source_hidden": True}}}
+STUB = ("code", "#| exercise\ndef double(x):\n    ...  # your turn")
+CHECK = ("code", "assert double(2) == 4")
+START = ("code", "import math")
+
+
+def tried(*cells) -> str:
+    """What trying these cells finds, in one line; plain `exec` stands for the notebook's shell."""
+    names = {}
+
+    def run(source):
+        try:
+            exec(source, names)
+        except Exception as error:
+            return error
+
+    return "; ".join(try_exercises(make_lesson("05_boxes", *cells), run))
+
+
+def test_good_exercise_passes():
+    """Text between the three cells is allowed; what follows the last check is not run."""
+    cells = START, SOLUTION, ("markdown", "Now you."), STUB, CHECK, SOLUTION, STUB, CHECK, ("code", "1 / 0")
+    assert form_faults(make_lesson("05_boxes", *cells)) == []
+    assert tried(*cells) == ""
+
+
+def test_bad_exercises_are_found():
+    """A check that asks nothing, a solution that is wrong, a stub that raises, a lesson that breaks before."""
+    assert "passes with the student's empty cell" in tried(START, SOLUTION, STUB, ("code", "double(2)"))
+    wrong = {**SOLUTION, "source": SOLUTION["source"].replace("2 * x", "x * x * x")}
+    assert "AssertionError" in tried(START, wrong, STUB, CHECK)
+    assert "ZeroDivisionError" in tried(START, SOLUTION, ("code", "#| exercise\n1 / 0"), CHECK)
+    assert "ZeroDivisionError" in tried(("code", "1 / 0"), SOLUTION, STUB, CHECK)
+
+
+@pytest.mark.parametrize("cells, words", [
+    ((START, STUB, CHECK), "no folded solution"),
+    (({**SOLUTION, "metadata": {}}, STUB, CHECK), "no folded solution"),
+    (({**SOLUTION, "source": SOLUTION["source"].replace("true", "show")}, STUB, CHECK), "no folded solution"),
+    ((SOLUTION, STUB), "no check"),
+    ((SOLUTION, STUB, SOLUTION, STUB, CHECK), "no check"),
+    ((SOLUTION, STUB, ("code", "#| slow\nassert double(2) == 4")), "no check"),
+    ((SOLUTION, CHECK), "no `#| exercise` cell"),
+])
+def test_bad_form_is_found(cells, words):
+    """Solution, student's cell, check: in this order, folded, and run by the tests."""
+    faults = form_faults(make_lesson("05_boxes", *cells))
+    assert faults and words in faults[0]
