@@ -1,4 +1,5 @@
 """The library is what the notebooks say, and the notebooks are clean."""
+import json
 import os
 import shutil
 import subprocess
@@ -6,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from notebooks import ROOT
+from notebooks import ROOT, joined
 
 EXPORT = "from nbdev.doclinks import nbdev_export; nbdev_export.__wrapped__()"
 CLEAN = "from nbdev.clean import nbdev_clean; nbdev_clean.__wrapped__()"
@@ -75,9 +76,10 @@ def test_edits_are_found(copy):
     with open(copy / "wsss_nb" / "core.py", "a") as file:
         file.write("# by hand\n")
     (copy / "wsss_nb" / "leftover.py").write_text("x = 1\n")
-    notebook = copy / "nbs" / "00b_files.ipynb"
-    text = notebook.read_text(encoding="utf-8")
-    notebook.write_text(text.replace('"execution_count": null', '"execution_count": 7', 1).replace("def atomic(", "def atomic_(", 1),
-                        encoding="utf-8")
+    path = copy / "nbs" / "00b_files.ipynb"
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    cell = next(cell for cell in notebook["cells"] if joined(cell["source"]).startswith("#| export"))
+    cell["source"], cell["execution_count"] = joined(cell["source"]) + "\n\ndef added(): ...", 7
+    path.write_text(json.dumps(notebook), encoding="utf-8")
     assert clean_changes(copy) == ["00b_files.ipynb"]
     assert set(export_changes(copy)) == {"_modidx.py", "core.py", "files.py", "leftover.py"}
