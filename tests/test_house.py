@@ -17,7 +17,7 @@ def bash_lines(markdown: str) -> list[str]:
 
 def ruff(*paths) -> subprocess.CompletedProcess:
     """`ruff check` with the rules of pyproject.toml."""
-    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--config", ROOT / "pyproject.toml", *paths]
+    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise", "--config", ROOT / "pyproject.toml", *paths]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
