@@ -244,6 +244,13 @@ def test_navigation_is_written_out(script):
                                               {"text": "go", "href": "zoo.ipynb"}]
 
 
+def test_each_definition_is_a_piece(script):
+    "Constants and comments stay where they were; decorators go with what they decorate."
+    code = "A = 1\ndef f():\n    return A\n\nB = f()\n\n# why\n@cache\ndef g():\n    pass\nclass C: pass\n# end"
+    assert script.split_definitions(code) == ["A = 1\ndef f():\n    return A\n\nB = f()", "# why\n@cache\ndef g():\n    pass", "class C: pass\n# end"]
+    assert script.split_definitions("A = 1\nB = 2") == ["A = 1\nB = 2"]
+
+
 def test_two_pages_of_one_name_are_refused(script):
     "Numbers order the lessons, so they cannot tell pages apart."
     with pytest.raises(script.SiteError, match="core.html"):
