@@ -3,6 +3,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# no test asserts a time, and CI tries the same examples each time
+settings.register_profile("course", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("course")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
 """Exercises ask something: their checks fail before the student's work and pass after it."""
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,15 @@ from exercises import form_faults, try_exercises
 from notebooks import lesson_paths, make_lesson
 
 
+def tried_alone(path: Path) -> subprocess.CompletedProcess:
+    """The exercises of a notebook, tried in a process of their own."""
+    return subprocess.run([sys.executable, Path(__file__).with_name("exercises.py"), path], capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("path", lesson_paths(), ids=lambda path: path.stem)
 def test_exercises_of_lesson(path):
-    """Each check refuses the empty cell and accepts the solution; the lesson runs in a process of its own."""
-    result = subprocess.run([sys.executable, Path(__file__).with_name("exercises.py"), path], capture_output=True, text=True)
+    """Each check refuses the empty cell and accepts the solution."""
+    result = tried_alone(path)
     assert result.returncode == 0, result.stdout + result.stderr[-2000:]
 
 
@@ -64,3 +70,14 @@ def test_bad_form_is_found(cells, words):
     """Solution, student's cell, check: in this order, folded, and run by the tests."""
     faults = form_faults(make_lesson("05_boxes", *cells))
     assert faults and words in faults[0]
+
+
+@pytest.mark.parametrize("check, words", [("assert double(2) == 4", ""), ("double(2)", "passes with the student's empty cell"),
+                                          ("assert double(2) == 5", "raises AssertionError"), ("%time 1 / 0", "raises ZeroDivisionError")])
+def test_whole_way_can_fail(tmp_path, check, words):
+    """The same, from a notebook file and in the shell that runs the lessons."""
+    cells = [{"cell_type": kind, "source": source, "metadata": {}, "outputs": []} for kind, source in (START, STUB, ("code", check))]
+    cells.insert(1, {**SOLUTION, "outputs": []})
+    (tmp_path / "05_boxes.ipynb").write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    result = tried_alone(tmp_path / "05_boxes.ipynb")
+    assert (result.returncode, bool(words)) in ((0, False), (1, True)) and words in result.stdout, result.stdout + result.stderr
