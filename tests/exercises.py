@@ -22,7 +22,7 @@ def is_solution(cell: Cell) -> bool:
 def form_faults(lesson: Lesson) -> list[str]:
     """Every student's cell stands between a folded solution and a check, and every solution before a student's cell."""
     cells, faults = lesson.code, []
-    for before, cell, after in zip([None, *cells], cells, [*cells[1:], None], strict=False):
+    for before, cell, after in zip([None, *cells], cells, [*cells[1:], None]):
         if "exercise" in cell.directives:
             if not (before and is_solution(before)):
                 faults.append(f"{cell}: no folded solution comes before it")
