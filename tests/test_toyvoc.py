@@ -50,6 +50,18 @@ def test_another_seed_draws_other_pictures(small, tmp_path):
         assert path.read_bytes() != (other / "JPEGImages" / path.name).read_bytes()
 
 
+def test_train_and_val_are_different_pictures(small):
+    assert (small / "JPEGImages/train_00000.jpg").read_bytes() != (small / "JPEGImages/val_00000.jpg").read_bytes()
+
+
+def test_different_labels_never_touch(small):
+    "Between two labels lies the border, everywhere."
+    for path in (small / "SegmentationObject").iterdir():
+        S = labels(path)
+        for a, b in ((S[1:], S[:-1]), (S[:, 1:], S[:, :-1])):
+            assert (a == b)[(a != IGNORE) & (b != IGNORE)].all()
+
+
 def test_a_longer_set_begins_with_the_shorter_one(small, tmp_path):
     longer = make_toyvoc(tmp_path / "c", **SMALL | {"n_train": 14})
     for path in (small / "JPEGImages").iterdir():
@@ -69,6 +81,7 @@ def test_a_killed_process_loses_at_most_the_picture_in_hand(tmp_path):
     process.wait()
     kept = {path: path.stat().st_mtime_ns for path in annotations.glob("[!.]*.xml")}
     assert 5 <= len(kept) < 60 and not (folder / "image_labels.txt").exists()
+    (folder / "JPEGImages/.train_00059.jpg.1.part.jpg").write_bytes(b"half a pictu")     # what a kill inside a write leaves
     make_toyvoc(folder, **how)
     assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
     assert folder_hash(folder) == folder_hash(make_toyvoc(tmp_path / "whole", **how))
@@ -129,6 +142,13 @@ def test_every_object_shows_its_head_and_enough_of_itself():
         for number in range(1, 1 + len(picture.names)):
             visible = (picture.objects == number).mean()
             assert visible > .5 * Look().least_area     # the border takes a little of the promised area
+
+
+def test_the_least_area_is_kept():
+    "Asked for large objects, every object is large."
+    for index in range(12):
+        picture = draw_picture(11, "train", index, look=Look(several=0., least_area=.15))
+        assert (picture.objects == 1).mean() > .1
 
 
 def test_heads_are_small_and_bodies_share_colours():

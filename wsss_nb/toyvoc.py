@@ -273,7 +273,7 @@ def make_toyvoc(folder: str | Path, # made if missing
     write_lists(folder, splits, classes)
     return folder
 
-# %% ../nbs/01c_toyvoc.ipynb #56dcb177
+# %% ../nbs/01c_toyvoc.ipynb #c8f7ab82
 def census(folder: str | Path, split: str = "train") -> dict:
     "Images and pixels of each class, and the share of images with 1, 2, 3 classes."
     folder = Path(folder)
@@ -281,7 +281,7 @@ def census(folder: str | Path, split: str = "train") -> dict:
     tags = {line.split()[0]: line.split()[1:] for line in read_lines(folder / "image_labels.txt")}
     pixels = sum(np.bincount(read_labels(folder / f"SegmentationClass/{name}.png", 1 + len(classes)).ravel(), minlength=IGNORE + 1) for name in names)
     counts = np.bincount([len(tags[name]) for name in names], minlength=4)
-    return {"images": len(names), "classes per image": {k: counts[k] / len(names) for k in range(1, len(counts))},
+    return {"images": len(names), "classes per image": {k: float(counts[k]) / len(names) for k in range(1, len(counts))},
             "images of class": {c: sum(c in tags[name] for name in names) for c in classes},
             "pixels of class": {c: int(pixels[k]) for k, c in enumerate(("background", *classes), BACKGROUND)} | {"border": int(pixels[IGNORE])}}
 
