@@ -144,4 +144,5 @@ def imported_modules(tree: ast.AST, package: str = "wsss_nb") -> set[str]:
             found |= {f"{base}.{alias.name}" for alias in node.names} if base == package else {base}
         elif isinstance(node, ast.Call) and "import" in ast.unparse(node.func):
             found |= {str(a.value) for a in node.args[:1] if isinstance(a, ast.Constant)}
-    return {name.split(".")[1] for name in found if name.startswith(package + ".")}
+    modules = {name.split(".")[1] for name in found if name.startswith(package + ".")}
+    return {name for name in modules if not name.startswith("__")}     # __version__ is the package's own
