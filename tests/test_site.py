@@ -146,6 +146,7 @@ def test_directives_are_not_text(pages):
     for name, page in pages.items():
         lines = "".join(page.words).splitlines()
         assert not [line for line in lines if line.startswith(("#|", "show_doc("))], name
+        assert not [line for line in lines if re.search(r"\]\(\w+\.html", line)], name
 
 
 def test_solutions_are_folded(pages):
