@@ -79,7 +79,7 @@ class Cell:
 @dataclass(frozen=True)
 class Lesson:
     """One notebook."""
-    name: str                # 01c_toyvoc
+    name: str                # 01d_toyvoc
     cells: tuple[Cell, ...]
     bytes: int = 0           # size of the file
 

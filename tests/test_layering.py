@@ -53,9 +53,9 @@ def test_every_module_comes_from_one_lesson():
 
 def test_order_is_number_then_letter():
     """00 < 00b < 01a < 01c < 02 < 02b < 53 < index."""
-    names = ["index", "53_cli", "02b_voc", "01c_toyvoc", "02_tagged", "00b_files", "01a_drawing", "00_core"]
+    names = ["index", "53_cli", "02b_voc", "01d_toyvoc", "02_tagged", "00b_files", "01a_drawing", "00_core"]
     ordered = sorted(names, key=lambda name: Lesson(name, ()).order)
-    assert ordered == ["00_core", "00b_files", "01a_drawing", "01c_toyvoc", "02_tagged", "02b_voc", "53_cli", "index"]
+    assert ordered == ["00_core", "00b_files", "01a_drawing", "01d_toyvoc", "02_tagged", "02b_voc", "53_cli", "index"]
 
 
 @pytest.mark.parametrize("source", [

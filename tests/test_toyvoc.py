@@ -15,7 +15,8 @@ from wsss_nb.core import IGNORE, DataError
 from wsss_nb.creatures import OUTSIDERS, THINGS, Part, Thing, quadruped
 from wsss_nb.drawing import ellipse
 from wsss_nb.files import folder_hash
-from wsss_nb.toyvoc import Look, census, draw_picture, make_outsiders, make_pretraining_set, make_toyvoc, with_border
+from wsss_nb.pictures import Look, draw_picture, with_border
+from wsss_nb.toyvoc import census, make_outsiders, make_pretraining_set, make_toyvoc
 
 CLASSES = ["bird", "boat", "car", "cat", "cow", "sheep"]
 SMALL = dict(n_train=12, n_val=6, seed=3)
