@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss_nb.coco import coco, decode_polygons, decode_runs, decode_shape, paint_instances, read_coco_list, read_instances_json, unpack_counts
+from wsss_nb.coco import (
+    coco,
+    decode_polygons,
+    decode_runs,
+    decode_shape,
+    paint_instances,
+    read_coco_list,
+    read_instances_json,
+    unpack_counts,
+)
 from wsss_nb.core import DataError
 from wsss_nb.tagged import Instances, TrainingSet
 
@@ -196,15 +205,6 @@ def test_image_without_annotations_keeps_its_place(sample, data_folder):
     assert len(only) == 52 and data.ids[empty] not in only.ids
 
 
-def test_training_keeps_no_shape(data_folder):
-    """Opened for training no segmentation is kept, and no mask can be asked for."""
-    tables = read_instances_json(data_folder / "coco_sample/instances_sample.json", shapes=False)
-    assert all("segmentation" not in a for found in tables.objects.values() for _, a in found)
-    data = coco(data_folder / "coco_sample/images", data_folder / "coco_sample/instances_sample.json")
-    assert data.read_mask is data.read_instances is None
-    assert TrainingSet(data)[0][2].image.shape[0] == 3
-
-
 @pytest.mark.parametrize("name, n", [("train", 82081), ("val", 40137)])
 def test_lists_of_the_field(data_folder, name, n):
     """The field's counts, and every line's numbers found again by another route."""
@@ -239,6 +239,15 @@ def test_tiny_file_by_hand(tiny):
     data = tiny(masks=True)
     assert data.classes == ("cow", "boat") and data.tags.tolist() == [[True, True], [False, False]]
     assert data.mask(0).tolist() == [[0, 1, 2, 0, 0, 0]] * 4 and not data.mask(1).any()
+
+
+def test_training_keeps_no_shape(tiny, tmp_path):
+    """Opened for training no segmentation is kept, and damaged ones do not matter."""
+    data = tiny(lambda c: c["annotations"][0].update(segmentation="damaged"))
+    assert data.read_mask is data.read_instances is None
+    assert TrainingSet(data)[0][1].all()
+    kept = {shapes: [set(a) for found in read_instances_json(tmp_path / "x.json", shapes).objects.values() for _, a in found] for shapes in (True, False)}
+    assert all("segmentation" in keys for keys in kept[True]) and not any("segmentation" in keys for keys in kept[False])
 
 
 @pytest.mark.parametrize("change, message", [

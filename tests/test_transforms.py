@@ -7,8 +7,23 @@ import torch
 
 from wsss_nb.core import IGNORE, DataError
 from wsss_nb.tagged import Sample, TrainingSet, collate
-from wsss_nb.transforms import (IMAGENET_MEAN, IMAGENET_STD, compose, crop, crop_transform, fixed, flip, look_up, normalise, random_crop,
-                                random_flip, random_scale, resize, warp, warp_transform)
+from wsss_nb.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    compose,
+    crop,
+    crop_transform,
+    fixed,
+    flip,
+    look_up,
+    normalise,
+    random_crop,
+    random_flip,
+    random_scale,
+    resize,
+    warp,
+    warp_transform,
+)
 from wsss_nb.voc import voc_folder
 
 

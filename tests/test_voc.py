@@ -12,8 +12,7 @@ from scipy.io import savemat
 
 from wsss_nb.core import DataError
 from wsss_nb.files import write_labels
-from wsss_nb.voc import (VOC_CLASSES, convert_cls_labels, read_ids, read_image_labels, read_sbd, read_sec_cues, read_tags, voc12,
-                         voc_folder)
+from wsss_nb.voc import VOC_CLASSES, convert_cls_labels, read_ids, read_image_labels, read_sbd, read_sec_cues, read_tags, voc12, voc_folder
 
 
 @pytest.fixture

@@ -70,13 +70,14 @@ def read_image_labels(path: str | Path, # lines of `id name name …`
         tags[image_id] = rows[names]
     return tags
 
-# %% ../nbs/02b_voc.ipynb #6b8663d8
+# %% ../nbs/02b_voc.ipynb #fa8a4595
 def read_xml(path: str | Path) -> ElementTree.Element:
     "The root of an annotation file; refuses document types and entities, which annotations never need."
     mend = "download or write the annotation again, as plain UTF-8"
     try:
-        text = require_file(path, mend).read_text(encoding="utf-8")
-        check("<!DOCTYPE" not in text and "<!ENTITY" not in text, f"{path} declares a document type", "plain elements", "remove the <!DOCTYPE …> part")
+        text = require_file(path, mend).read_text(encoding="utf-8-sig")   # -sig: some editors begin with a mark
+        check("<!DOCTYPE" not in text and "<!ENTITY" not in text, f"{path} declares a document type", "plain elements",
+              "remove the <!DOCTYPE …> part")
         return ElementTree.fromstring(text)
     except (ElementTree.ParseError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is no readable XML ({error}); expected a VOC annotation. To mend it: {mend}") from None
