@@ -147,7 +147,6 @@ def test_counts_add_up_on_the_device():
     np.testing.assert_array_equal(checked_counts(total), sum(add_at(p, t, 4) for p, t in maps))
 
 
-@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_gpu_equals_cpu_without_waiting():
     "The table on the GPU is that of the CPU, and making it never waits for the device."

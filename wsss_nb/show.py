@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['HEAT', 'class_name', 'tag_names', 'borders', 'stripes', 'overlay', 'region_centres', 'write_names', 'heat_overlay',
-           'as_picture', 'panels', 'legend', 'contact_sheet', 'save_picture', 'plot_quality']
+__all__ = ['WHITE', 'HEAT', 'class_name', 'tag_names', 'borders', 'stripes', 'overlay', 'region_centres', 'write_names',
+           'heat_overlay', 'as_picture', 'panels', 'legend', 'contact_sheet', 'save_picture', 'plot_quality']
 
-# %% ../nbs/04_show.ipynb #7e184aa7
+# %% ../nbs/04_show.ipynb #f24c32be
+WHITE = np.iinfo(np.uint8).max   # the brightest a colour channel can be
+
+
 def class_name(c: int, # label value
                classes: tuple[str, ...], # names of 1…C
                ) -> str:
@@ -76,7 +79,7 @@ def overlay(image: np.ndarray, # uint8 (h,w,3)
     colour = colorize(np.where(border & borders(S), IGNORE, S)).astype(float)
     return (image * (1 - weight[..., None]) + colour * weight[..., None]).round().astype(np.uint8)
 
-# %% ../nbs/04_show.ipynb #41455f9e
+# %% ../nbs/04_show.ipynb #e3c4c3ef
 def region_centres(S: np.ndarray, # integer (h,w)
                    ) -> dict[int, tuple[int, int]]: # class -> (y, x)
     "For every class but background and 255 the pixel deepest inside it."
@@ -93,10 +96,10 @@ def write_names(ax: Axes,
     "Write the name of every class on its region."
     for c, (y, x) in region_centres(S).items():
         ax.text(x, y, class_name(c, classes), ha="center", va="center", fontsize=9, clip_on=True,
-                bbox=dict(boxstyle="round,pad=.2", facecolor="white", alpha=.85, edgecolor=PALETTE[c] / 255))
+                bbox=dict(boxstyle="round,pad=.2", facecolor="white", alpha=.85, edgecolor=PALETTE[c] / WHITE))
     return ax
 
-# %% ../nbs/04_show.ipynb #c8073a3e
+# %% ../nbs/04_show.ipynb #d3c9e021
 HEAT = "inferno"   # perceptually ordered: lightness never falls
 
 
@@ -111,7 +114,7 @@ def heat_overlay(image: np.ndarray, # uint8 (h,w,3)
     check(bool((values >= 0).all() and (values <= 1).all()), f"the heat map runs from {values.min():.3g} to {values.max():.3g}",
           "values in [0,1]", "divide an activation map by its maximum; NaN means the network diverged")
     grey = image.mean(2, keepdims=True)
-    return ((1 - alpha) * grey + alpha * 255 * colormaps[HEAT](values)[..., :3]).round().astype(np.uint8)
+    return ((1 - alpha) * grey + alpha * WHITE * colormaps[HEAT](values)[..., :3]).round().astype(np.uint8)
 
 # %% ../nbs/04_show.ipynb #4e58c006
 def as_picture(values: np.ndarray, # uint8 (h,w,3), integer or bool (h,w) labels, or float (h,w) in [0,1]
@@ -145,7 +148,7 @@ def panels(pictures: dict[str, np.ndarray], # title -> anything `as_picture` tak
         ax.set_title(title, fontsize=10)
     return fig
 
-# %% ../nbs/04_show.ipynb #ed26e32a
+# %% ../nbs/04_show.ipynb #45e19f8f
 def legend(classes: tuple[str, ...], # names of 1…C
            columns: int = 4,
            ax: Axes | None = None,
@@ -157,7 +160,7 @@ def legend(classes: tuple[str, ...], # names of 1…C
     ax = ax or plt.subplots(figsize=(1.7 * columns, .32 * rows + .1))[1]
     for k, c in enumerate(values):
         x, y = k % columns, k // columns
-        ax.add_patch(plt.Rectangle((x, y + .15), .16, .7, facecolor=PALETTE[c] / 255, edgecolor="grey"))
+        ax.add_patch(plt.Rectangle((x, y + .15), .16, .7, facecolor=PALETTE[c] / WHITE, edgecolor="grey"))
         ax.text(x + .21, y + .5, f"{c} {class_name(c, classes)}", va="center", fontsize=9)
     ax.set(xlim=(-.05, columns), ylim=(rows, 0))
     ax.axis("off")
