@@ -41,7 +41,7 @@ def tag_names(tags: np.ndarray, # bool (C,)
     "The tags of one image as words."
     return ", ".join(name for name, present in zip(classes, tags, strict=True) if present) or "no tag"
 
-# %% ../nbs/04_show.ipynb #c84363c4
+# %% ../nbs/04_show.ipynb #1454dcfd
 def borders(S: np.ndarray, # integer (h,w)
             ) -> np.ndarray: # bool (h,w)
     "Pixels whose right or lower neighbour has another label."
@@ -65,7 +65,7 @@ def _require_size(image: np.ndarray, values: np.ndarray, what: str) -> None:
 def overlay(image: np.ndarray, # uint8 (h,w,3)
             S: np.ndarray, # integer (h,w)
             alpha: float = .6, # how much of a pixel the class colour takes
-            border: bool = True, # white lines between labels
+            border: bool = True, # pale lines between labels
             ) -> np.ndarray: # uint8 (h,w,3)
     "Labels over the image; background is dimmed, unlabelled pixels keep the image under thin pale stripes."
     S = np.asarray(S)
