@@ -110,6 +110,12 @@ def test_a_foreseen_error_is_one_line(tmp_path, words, says):
     assert len(said.strip().splitlines()) == 1
 
 
+def test_a_folder_that_cannot_be_made_is_one_line_too(tmp_path):
+    (tmp_path / "file").write_text("")
+    said = wsss_nb("demo", tmp_path / "file/below", "--n-train", 1, "--n-val", 1, code=1)
+    assert said.startswith("wsss_nb: ") and str(tmp_path / "file") in said and "Traceback" not in said
+
+
 def test_an_unknown_kind_is_refused(tmp_path):
     assert "none of toyvoc, pretraining, outsiders" in wsss_nb("toyvoc", tmp_path / "x", "--kind", "photos", code=2)
 

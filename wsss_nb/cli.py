@@ -73,7 +73,7 @@ def result_picture(data: TaggedImages, folder: Path, columns: int = 8) -> np.nda
     boxes = [overlay(image, read_labels(folder / f"predict/boxes/{data.ids[i]}.png")) for i, image in zip(shown, images)]
     return tile(images + masks + boxes, len(images))
 
-# %% ../nbs/53_cli.ipynb #f51744e6
+# %% ../nbs/53_cli.ipynb #ab701eef
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help="Weakly supervised semantic segmentation from image-level tags. Start with: wsss_nb demo")
 
@@ -103,7 +103,7 @@ def demo_command(folder: Annotated[Path, typer.Argument(help="Where everything g
         means = results[name].summary()
         print(f"{title:28}{means['mean_iou']:8.1%}{means['pixel_accuracy']:17.1%}")
     print(f"\nLook at {folder / 'toyvoc.jpg'} (the data) and {folder / 'result.jpg'} (image, truth, boxes);\n"
-          f"every number is in {folder / 'evaluate'}. Lessons: jupyter lab nbs/index.ipynb")
+          f"every number is in {folder / 'evaluate'}. For the lessons: pip install '.[notebooks]' && jupyter lab nbs/index.ipynb")
 
 
 @app.command("toyvoc")
@@ -143,7 +143,7 @@ def main() -> None:
     "Run the command line: an error that was foreseen is one line, not a traceback."
     try:
         app()
-    except DataError as error:
+    except (DataError, OSError) as error:   # OSError: no permission, a full disk; it names the file
         sys.exit(f"wsss_nb: {error}")
     except KeyboardInterrupt:
         sys.exit("wsss_nb: stopped; the same command goes on from here")

@@ -14,9 +14,9 @@ import numpy as np
 from .drawing import FUR, PAINT, Layer, cover, curls, ellipse, limb, patches, plain, polygon, skin, stripes
 
 # %% auto #0
-__all__ = ['BLACK', 'WHITE', 'PINK', 'HEADS', 'THINGS', 'OUTSIDERS', 'Part', 'place', 'both', 'cat_head', 'cow_head',
-           'sheep_head', 'bird_head', 'sail', 'car_front', 'quadruped', 'biped', 'hull', 'wheels', 'Thing', 'Pose',
-           'covers', 'outline', 'coat', 'colours', 'fish_head', 'fins', 'crown', 'trunk', 'gable', 'walls', 'feelers',
+__all__ = ['BLACK', 'WHITE', 'PINK', 'THINGS', 'OUTSIDERS', 'Part', 'place', 'both', 'cat_head', 'cow_head', 'sheep_head',
+           'bird_head', 'sail', 'car_front', 'quadruped', 'biped', 'hull', 'wheels', 'Thing', 'Pose', 'covers',
+           'outline', 'coat', 'colours', 'fish_head', 'fins', 'crown', 'trunk', 'gable', 'walls', 'feelers',
            'butterfly', 'stalk', 'cap']
 
 # %% ../nbs/01b_creatures.ipynb #55e2153e
@@ -88,9 +88,6 @@ def car_front(rng: np.random.Generator) -> list[Part]:
             Part(polygon((-.45, .2), (.98, .2), (1.05, .48), (-.45, .48)), (44, 46, 50)), Part(polygon((-.2, .24), (.3, .24), (.3, .44), (-.2, .44)), WHITE),
             Part(polygon((-.65, .55), (1.18, .55), (1.18, .85), (-.65, .85)), (196, 198, 204))]
 
-# %% ../nbs/01b_creatures.ipynb #6d233aa7
-HEADS = {"bird": bird_head, "boat": sail, "car": car_front, "cat": cat_head, "cow": cow_head, "sheep": sheep_head}
-
 # %% ../nbs/01b_creatures.ipynb #579b57d4
 def quadruped(rng: np.random.Generator, # proportions differ from animal to animal
               head: list[Part],
@@ -159,7 +156,7 @@ THINGS = (
     Thing("sheep", sheep_head, quadruped, curls, place=("forest", "grass"), friend="cow"),
 )
 
-# %% ../nbs/01b_creatures.ipynb #a8bc0530
+# %% ../nbs/01b_creatures.ipynb #2abec51b
 @dataclass(frozen=True)
 class Pose:
     "Where and how an individual stands."
@@ -173,7 +170,7 @@ class Pose:
         turn = np.array([[np.cos(self.angle), -np.sin(self.angle)], [np.sin(self.angle), np.cos(self.angle)]])
         return shape * (self.stretch, 1) @ turn.T * self.scale + (self.x, self.y)
 
-    def body_axes(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]: # float32 (h,w) each: along, up
+    def body_axes(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]: # float32 (h,w) each: along, down
         "For every pixel, its place along the body and across it: what skins are drawn on."
         y, x = np.mgrid[:size[0], :size[1]].astype(np.float32)
         u, v = (x - self.x) / self.scale, (y - self.y) / self.scale

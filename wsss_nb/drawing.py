@@ -119,29 +119,29 @@ MATERIALS = {
     "forest": Material((60, 90, 55), 12, 24, (8, 16, 32, 64), .85),
 }
 
-# %% ../nbs/01a_drawing.ipynb #64745ac5
+# %% ../nbs/01a_drawing.ipynb #fe7559d2
 FUR = np.array([[150, 95, 50], [205, 150, 95], [225, 220, 210], [60, 52, 48], [125, 120, 115],
                 [190, 110, 50], [95, 65, 45], [175, 165, 150]], np.float32)
 PAINT = np.array([[200, 40, 40], [40, 80, 190], [235, 235, 230], [40, 40, 45], [235, 190, 40],
                   [50, 140, 70], [150, 150, 155], [120, 60, 30]], np.float32)
 
 
-def stripes(rng: np.random.Generator, along: np.ndarray, up: np.ndarray) -> np.ndarray:
+def stripes(rng: np.random.Generator, along: np.ndarray, down: np.ndarray) -> np.ndarray:
     "Wavy bands across the body."
     return np.sin(along * 14 + 1.2 * noise(rng, along.shape, (6, 12))) > .35
 
 
-def patches(rng: np.random.Generator, along: np.ndarray, up: np.ndarray) -> np.ndarray:
+def patches(rng: np.random.Generator, along: np.ndarray, down: np.ndarray) -> np.ndarray:
     "A few large spots."
     return noise(rng, along.shape, (9, 18)) > .35
 
 
-def curls(rng: np.random.Generator, along: np.ndarray, up: np.ndarray) -> np.ndarray:
+def curls(rng: np.random.Generator, along: np.ndarray, down: np.ndarray) -> np.ndarray:
     "Many small spots: wool."
     return noise(rng, along.shape, (40, 60)) > .5
 
 
-def plain(rng: np.random.Generator, along: np.ndarray, up: np.ndarray) -> np.ndarray:
+def plain(rng: np.random.Generator, along: np.ndarray, down: np.ndarray) -> np.ndarray:
     "No pattern at all."
     return np.zeros(along.shape, bool)
 
@@ -151,7 +151,7 @@ PATTERNS = (stripes, patches, curls, plain)
 
 def skin(rng: np.random.Generator,
          along: np.ndarray, # float32 (h,w): place of each pixel along the body
-         up: np.ndarray, # float32 (h,w): and across it, downwards
+         down: np.ndarray, # float32 (h,w): and across it, from above to below
          pattern: callable = plain, # one of PATTERNS, or your own
          palette: np.ndarray = FUR, # (n,3)
          ) -> np.ndarray: # float32 (h,w,3)
@@ -159,8 +159,8 @@ def skin(rng: np.random.Generator,
     base = palette[rng.integers(len(palette))] + rng.normal(0, 12, 3)
     second = .6 * palette[rng.integers(len(palette))] + .25 * base
     texture = (noise(rng, along.shape, (24, 48, 96)) * rng.uniform(4, 14))[..., None]
-    amount = .8 * cv2.GaussianBlur(pattern(rng, along, up).astype(np.float32), (0, 0), .8)[..., None]
-    light = 1.02 - .28 * up.clip(-.6, 1.)[..., None]
+    amount = .8 * cv2.GaussianBlur(pattern(rng, along, down).astype(np.float32), (0, 0), .8)[..., None]
+    light = 1.02 - .28 * down.clip(-.6, 1.)[..., None]
     return ((base * (1 - amount) + second * amount + texture) * light).astype(np.float32)
 
 # %% ../nbs/01a_drawing.ipynb #4f908779

@@ -135,11 +135,11 @@ def with_border(objects: np.ndarray, # uint8 (h,w), 0 or the number of an object
     edge = cv2.morphologyEx(objects, cv2.MORPH_GRADIENT, cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))) > 0
     return np.where(edge, np.uint8(IGNORE), objects)
 
-# %% ../nbs/01c_pictures.ipynb #a142ccd1
+# %% ../nbs/01c_pictures.ipynb #ef7c9d47
 class Picture(NamedTuple):
     "A photograph and all that is known of it."
     image: np.ndarray # uint8 (h,w,3)
-    S: np.ndarray # uint8 (h,w): class of every pixel, 255 on borders
+    mask: np.ndarray # uint8 (h,w): class of every pixel, 255 on borders
     objects: np.ndarray # uint8 (h,w): 1, 2, … for each object, 255 on borders
     names: tuple[str, ...] # class of object 1, 2, …
     boxes: np.ndarray # int (n,4): x0, y0, x1, y1, both ends inside

@@ -25,11 +25,11 @@ from .pictures import Look, Picture, draw_picture
 __all__ = ['annotation', 'write_picture', 'tags_of', 'write_lists', 'begin', 'in_parallel', 'make_toyvoc', 'census',
            'make_pretraining_set', 'make_outsiders']
 
-# %% ../nbs/01d_toyvoc.ipynb #48b7b64a
+# %% ../nbs/01d_toyvoc.ipynb #77716563
 def annotation(name: str, picture: Picture) -> str:
     "VOC's xml: boxes count pixels from 1; the head is a part, as VOC has parts of people."
     corners = lambda b: "".join(f"<{tag}>{v + 1}</{tag}>" for tag, v in zip(("xmin", "ymin", "xmax", "ymax"), b))
-    h, w = picture.S.shape
+    h, w = picture.mask.shape
     objects = "".join(
         f"\n  <object><name>{escape(kind)}</name><truncated>{int(min(b[0], b[1]) == 0 or b[2] == w - 1 or b[3] == h - 1)}</truncated><difficult>0</difficult>"
         f"<bndbox>{corners(b)}</bndbox><part><name>head</name><bndbox>{corners(head)}</bndbox></part></object>"
@@ -42,7 +42,7 @@ def write_picture(folder: Path, name: str, picture: Picture) -> None:
     "The four files of a picture; the annotation comes last and says that the others are whole."
     with atomic(folder / f"JPEGImages/{name}.jpg") as path:
         Image.fromarray(picture.image).save(path, "JPEG", quality=95)
-    write_labels(folder / f"SegmentationClass/{name}.png", picture.S)
+    write_labels(folder / f"SegmentationClass/{name}.png", picture.mask)
     write_labels(folder / f"SegmentationObject/{name}.png", picture.objects)
     with atomic(folder / f"Annotations/{name}.xml") as path:
         path.write_text(annotation(name, picture), encoding="utf-8")
