@@ -26,6 +26,7 @@ from wsss_nb.evaluation import (
     mean_accuracy,
     mean_iou,
     pixel_accuracy,
+    plot_confusion,
     precision,
     recall,
     supervision_quality,
@@ -312,9 +313,9 @@ def test_bad_prediction_files(two_folders):
     path = folder / "predictions" / f"{ids[3]}.png"
     good = path.read_bytes()
     run = lambda **options: evaluate_folders(folder / "predictions", folder / "masks", ids, ("a", "b"), **options)
-    for picture, message in {(8, 9): "size", (7, 9, 3): "RGB"}.items():
+    for picture, message in {(8, 9): r"image_3\.png has size \(8, 9\).*\(7, 9\)", (7, 9, 3): r"image_3\.png is a RGB"}.items():
         Image.fromarray(np.zeros(picture, np.uint8)).save(path)
-        with pytest.raises(DataError, match=f"image_3.*{message}"):
+        with pytest.raises(DataError, match=f"(?s){message}"):
             run()
     Image.fromarray(np.full((7, 9), 3, np.uint8)).save(path)
     with pytest.raises(DataError, match="image_3.*no class at 63"):
@@ -373,3 +374,22 @@ def test_count_bytes_layout():
         expected[cell] += 1
     np.testing.assert_array_equal(count_bytes(p, t, 2), expected)
     np.testing.assert_array_equal(count_tensors(torch.from_numpy(p), torch.from_numpy(t), 2), expected)
+
+
+def test_confusion_drawn():
+    "One scale for heat; dark cells have white numbers, bright cells black ones; a class without ground truth is white and unwritten."
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    ax = plot_confusion(np.array([[9, 1, 0], [2, 2, 0], [0, 0, 0]]), ("cat", "cow"))
+    picture = ax.images[0]
+    colours = picture.to_rgba(picture.get_array())
+    assert picture.get_cmap().name == "inferno" and picture.get_clim() == (0, 1)
+    assert (colours[2, :, 3] == 0).all() and ax.get_facecolor() == (1, 1, 1, 1)
+    assert {(t.get_position(), t.get_text()) for t in ax.texts} == {((0, 0), "0.90"), ((1, 0), "0.10"), ((0, 1), "0.50"), ((1, 1), "0.50")}
+    for text in ax.texts:      # contrast of at least 4.5 to 1, as web pages ask of their text
+        column, row = text.get_position()
+        linear = lambda rgb: np.where((rgb := np.asarray(rgb)) <= .04045, rgb / 12.92, ((rgb + .055) / 1.055) ** 2.4)
+        light = [linear(rgb) @ (.2126, .7152, .0722) + .05 for rgb in (colours[row, column, :3], matplotlib.colors.to_rgb(text.get_color()))]
+        assert max(light) / min(light) >= 4.5
+    plt.close(ax.figure)

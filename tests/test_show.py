@@ -16,6 +16,7 @@ from wsss_nb.show import (
     borders,
     class_name,
     contact_sheet,
+    hatching,
     heat_overlay,
     legend,
     overlay,
@@ -23,7 +24,6 @@ from wsss_nb.show import (
     plot_quality,
     region_centres,
     save_picture,
-    stripes,
     tag_names,
     write_names,
 )
@@ -74,7 +74,7 @@ def test_unlabelled_keeps_the_image():
     shown = overlay(image, np.full((40, 60), 255))
     same = (shown == image).all(2)
     assert same.mean() > .75 and not same.all()
-    assert (shown[~stripes(40, 60)] == image[~stripes(40, 60)]).all()
+    assert (shown[~hatching(40, 60)] == image[~hatching(40, 60)]).all()
     assert np.corrcoef(shown[~same].ravel(), image[~same].ravel())[0, 1] > .9
 
 
@@ -149,7 +149,7 @@ def test_contact_sheet_layout():
     assert (sheet[:10, 24:] == 60).all() and (sheet[10:20, 24:] == overlay(images[1], masks[1])).all()
     named = contact_sheet(images, masks, columns=2, names=["a", "b", "c"])
     assert named.shape[1] == 44 and named.shape[0] > sheet.shape[0]
-    assert (named[:20, :20] == sheet[:20, :20]).all() and named[20:33, :20].min() < 150   # the letter is there
+    assert (named[:20, :20] == sheet[:20, :20]).all() and (named[20:42, :20].min((1, 2)) < 150).sum() >= 8   # a letter to read, also at half size
     with pytest.raises(DataError, match="2 masks for 3"):
         contact_sheet(images, masks[:2])
     with pytest.raises(DataError, match="no images"):
