@@ -119,6 +119,22 @@ def test_devkit_is_found(root, tmp_path_factory):
     assert len(voc12(around)) == 3
 
 
+def test_missing_train_aug_is_explained(root):
+    """VOC's download has no train_aug.txt: the error says what it is and where to get it; a list file of one's own will do."""
+    (root / "ImageSets/Segmentation/train_aug.txt").rename(root / "mine.txt")
+    with pytest.raises(DataError) as error:
+        voc12(root)
+    for part in ("ImageSets/Segmentation/train_aug.txt", "VOC's download lacks it", "10,582", "VOC train ∪ SBD train ∪ SBD val − VOC val",
+                 "github.com/jiwoon-ahn/psa", "list file"):
+        assert part in str(error.value)
+    assert voc12(root, root / "mine.txt").ids == ("c", "a", "b")
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        voc12(root / "nowhere")
+    with pytest.raises(DataError, match="val.txt does not exist") as error:
+        voc12(root, "val")
+    assert "SBD" not in str(error.value)
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4])
 def test_cls_labels_are_converted(tmp_path, protocol):
     """The field's file, with names or numbers for ids, in every pickle protocol numpy has used."""

@@ -204,7 +204,7 @@ class ObjectFolder:
     def __call__(self, image_id: str) -> Instances:
         return split_objects(self.read_mask(image_id), self.read_objects(image_id))
 
-# %% ../nbs/02b_voc.ipynb #24bd67d8
+# %% ../nbs/02b_voc.ipynb #1a6685b4
 def voc_folder(root: str | Path, # ToyVOC, VOC2012 or your own folder in VOC layout
                split: str | Path, # a name in ImageSets/Segmentation, or a list file (.txt)
                masks: bool = False, # only evaluation asks
@@ -238,16 +238,19 @@ def voc12(root: str | Path, # VOC2012, or the VOCdevkit or download folder aroun
     "PASCAL VOC 2012 with SBD: VOC's own mask where there is one, then SegmentationClassAug, then SBD's .mat."
     inner = ("", "VOC2012", "VOCdevkit/VOC2012")
     root = next((Path(root, i) for i in inner if Path(root, i, "JPEGImages").is_dir()), Path(root))
-    tags = "none" if tags == "auto" and Path(split).stem == "test" else tags
+    tags, path = "none" if tags == "auto" and Path(split).stem == "test" else tags, root / f"ImageSets/Segmentation/{split}.txt"
+    check(str(split) != "train_aug" or path.exists() or not root.is_dir(), f"{path} does not exist; VOC's download lacks it",
+          "the 10,582 ids of VOC train ∪ SBD train ∪ SBD val − VOC val, one a line",
+          "make it from voc12/train_aug.txt of github.com/jiwoon-ahn/psa or github.com/jiwoon-ahn/irn, or pass a list file of yours as split")
     folders = ("SegmentationClass", "SegmentationClassAug") + ((Path(sbd).absolute(),) if sbd else ())
     return voc_folder(root, split, masks, instances, tags, folders)
 
-# %% ../nbs/02b_voc.ipynb #3e14b3e2
+# %% ../nbs/02b_voc.ipynb #329251ca
 def read_sec_cues(path: str | Path, # .npz with ids (n,), offset (n+1,), and cls, row, col, one entry a cue pixel
                   grid: int = 41, # rows and columns of a map
                   conflicts: str = "refuse", # or "unlabel": a pixel of two classes becomes unlabelled
                   ) -> CueMaps:
-    "SEC's published localisation cues as label maps (SEC sec. 3.2)."
+    "The localisation cues that SEC's authors published, as label maps."
     names, path = ("ids", "offset", "cls", "row", "col"), require_file(path, "download the cues again")
     try:
         with np.load(path, allow_pickle=False) as file:
