@@ -179,6 +179,9 @@ def test_bad_maps(kind):
         confusion(np.array([[0, 2, 0]], kind), t, 2, partial=True)
     with pytest.raises(DataError, match="target of the prediction has 1 pixels"):
         confusion(t, np.array([[0, 2, 255]], kind), 2)
+    for floats in (np.float32, np.float64):      # probabilities handed in by mistake would be cut to 0 and 1
+        with pytest.raises(DataError, match="holds torch.float"):
+            confusion(np.full((2, 2), .7, floats), np.zeros((2, 2), np.uint8), 3)
     with pytest.raises(DataError, match="n_classes is 0"):
         confusion(t, t, 0)
     np.testing.assert_array_equal(confusion(np.array([[0, 1, 77]], kind), t, 2), [[1, 0], [0, 1]])

@@ -71,22 +71,22 @@ def count_bytes(prediction: np.ndarray, # uint8, any shape
     _compiled()(prediction[:whole].view(np.uint64), target[:whole].view(np.uint64), prediction, target, _place(n_classes), table)
     return table.sum(0)
 
-# %% ../nbs/05_evaluation.ipynb #29e91081
-def count_tensors(prediction: Tensor, # integer, any shape and device
-                  target: Tensor, # integer, the same shape
+# %% ../nbs/05_evaluation.ipynb #d597c49d
+def count_tensors(prediction: Tensor | np.ndarray, # integer, any shape and device
+                  target: Tensor | np.ndarray, # integer, the same shape
                   n_classes: int,
                   ) -> Tensor: # int64 (n+2,n+2) on the same device, as `count_bytes`
     "Count pairs in torch without waiting for the device."
     import torch
     def place(x: Tensor) -> Tensor:
+        check(not x.is_floating_point(), f"a label map holds {x.dtype}", "class numbers, integers", "take the argmax over classes: H.argmax(1)")
         x = x.reshape(-1).long()
-        known = (x >= 0) & (x < n_classes)
-        return torch.where(known, x + 1, torch.where(x == IGNORE, 0, n_classes + 1))
-    pair = place(target) * (n_classes + 2) + place(prediction)
+        return torch.where((x >= 0) & (x < n_classes), x + 1, torch.where(x == IGNORE, 0, n_classes + 1))
+    pair = place(torch.as_tensor(target)) * (n_classes + 2) + place(torch.as_tensor(prediction))
     table = torch.zeros((n_classes + 2) ** 2, dtype=torch.int64, device=pair.device)
     return table.scatter_add_(0, pair, torch.ones_like(pair)).view(n_classes + 2, -1)
 
-# %% ../nbs/05_evaluation.ipynb #3abcdf90
+# %% ../nbs/05_evaluation.ipynb #985e39f4
 def checked_counts(counts: np.ndarray | Tensor, # (n+2,n+2) of `count_bytes` or `count_tensors`, or a sum of them
                    partial: bool = False, # the prediction may be 255: unlabelled supervision
                    what: str = "the prediction",
@@ -122,8 +122,7 @@ def confusion(prediction: np.ndarray | Tensor, # integer, any shape
     p, t = _bytes(prediction), _bytes(target)
     if p is not None and t is not None and _compiled():
         return checked_counts(count_bytes(p, t, n_classes), partial, what)
-    import torch
-    return checked_counts(count_tensors(torch.as_tensor(prediction), torch.as_tensor(target), n_classes), partial, what)
+    return checked_counts(count_tensors(prediction, target, n_classes), partial, what)
 
 # %% ../nbs/05_evaluation.ipynb #9779d980
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
