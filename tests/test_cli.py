@@ -1,7 +1,9 @@
 """The command line: the demo from end to end, help with examples, and one readable line for every foreseen error."""
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +116,18 @@ def test_a_folder_that_cannot_be_made_is_one_line_too(tmp_path):
     (tmp_path / "file").write_text("")
     said = wsss_nb("demo", tmp_path / "file/below", "--n-train", 1, "--n-val", 1, code=1)
     assert said.startswith("wsss_nb: ") and str(tmp_path / "file") in said and "Traceback" not in said
+
+
+def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(tmp_path):
+    process = subprocess.Popen([BIN / "wsss_nb", "toyvoc", tmp_path / "toyvoc", "--n-train", "40", "--n-val", "0"], stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 60
+    while time.time() < deadline and not list(tmp_path.glob("toyvoc/Annotations/[!.]*.xml")):
+        time.sleep(.01)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=30)[1]
+    drawn = len(list(tmp_path.glob("toyvoc/Annotations/[!.]*.xml")))
+    assert process.returncode == 130 and "goes on from here" in said and "Traceback" not in said and 0 < drawn < 40
+    assert "complete" in wsss_nb("toyvoc", tmp_path / "toyvoc", "--n-train", 40, "--n-val", 0)
 
 
 def test_an_unknown_kind_is_refused(tmp_path):

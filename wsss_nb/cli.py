@@ -73,7 +73,7 @@ def result_picture(data: TaggedImages, folder: Path, columns: int = 8) -> np.nda
     boxes = [overlay(image, read_labels(folder / f"predict/boxes/{data.ids[i]}.png")) for i, image in zip(shown, images)]
     return tile(images + masks + boxes, len(images))
 
-# %% ../nbs/53_cli.ipynb #ab701eef
+# %% ../nbs/53_cli.ipynb #51404cc5
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help="Weakly supervised semantic segmentation from image-level tags. Start with: wsss_nb demo")
 
@@ -145,5 +145,7 @@ def main() -> None:
         app()
     except (DataError, OSError) as error:   # OSError: no permission, a full disk; it names the file
         sys.exit(f"wsss_nb: {error}")
-    except KeyboardInterrupt:
-        sys.exit("wsss_nb: stopped; the same command goes on from here")
+    except SystemExit as stop:
+        if stop.code == 130:   # what typer makes of Ctrl-C
+            print("wsss_nb: stopped; the same command goes on from here", file=sys.stderr)
+        raise
