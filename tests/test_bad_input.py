@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss_nb.coco import coco
+from wsss_nb.coco import coco, decode_runs
 from wsss_nb.core import DataError
 from wsss_nb.files import write_labels
 from wsss_nb.tagged import TrainingSet
-from wsss_nb.voc import read_annotation, voc12, voc_folder
+from wsss_nb.voc import read_annotation, read_sbd, voc12, voc_folder
 
 
 @pytest.fixture
@@ -253,3 +253,42 @@ def test_no_message_shows_python_to_the_reader(root):
     with pytest.raises(DataError) as error:
         voc_folder(root, "train")
     assert not re.search(r"0x[0-9a-f]{6}|<function|Traceback", str(error.value))
+
+
+def test_texts_from_windows(root):
+    "A byte-order mark and tabs are read; another encoding is named."
+    (root / "image_labels.txt").write_bytes(b"\xef\xbb\xbf" + (root / "image_labels.txt").read_bytes().replace(b" ", b"\t"))
+    assert voc_folder(root, "train").tags.any()
+    (root / "classes.txt").write_bytes("käse\n".encode("latin1"))
+    with pytest.raises(DataError, match="classes.txt is not UTF-8"):
+        voc_folder(root, "train")
+
+
+@pytest.mark.parametrize("runs", [[2**62] * 4 + [24], [25, -1], [23]])
+def test_coco_runs_that_cannot_be(runs):
+    "The first sums to 24 after wrapping around 2**64."
+    with pytest.raises(DataError, match="runs for"):
+        decode_runs(np.array(runs, dtype=np.int64), 4, 6)
+
+
+@pytest.mark.parametrize("shape", [None, 5, [1, 2, 3, 4, 5, 6], [["a"] * 6], [[float("nan")] * 6], [[-100, -100, 1e12, -50, 1000, 1000]],
+                                   {"size": None, "counts": "a"}, {"size": [4, 6], "counts": ["a"]}])
+def test_coco_shapes_that_cannot_be(annotations, shape):
+    "Whatever stands where a shape should, the message names the annotation."
+    with pytest.raises(DataError, match="annotation 8"):
+        annotations(lambda content: content["annotations"][0].update(segmentation=shape))
+
+
+def test_damaged_sbd_file(tmp_path):
+    "A flipped byte in compressed data raises the decoder's own error, which is translated."
+    from scipy.io import savemat
+    path = tmp_path / "x.mat"
+    savemat(path, {"GTcls": {"Segmentation": np.arange(24, dtype=np.uint8).reshape(4, 6) % 3}}, do_compression=True)
+    damaged = bytearray(path.read_bytes())
+    damaged[-10] ^= 255
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match="x.mat"):
+        read_sbd(path)
+    savemat(path, {"GTcls": {"Segmentation": np.full((4, 6), -1)}})
+    with pytest.raises(DataError, match="down to -1"):
+        read_sbd(path)

@@ -103,7 +103,7 @@ def test_help_comes_with_an_example(words):
 @pytest.mark.parametrize("words, says", [
     (("score", "nowhere", "--data", "nowhere"), "nowhere"),
     (("toyvoc", "{taken}"), "holds other files"),
-    (("demo", "{new}", "--n-train", 0, "--n-val", 0), "at least one picture")])
+    (("demo", "{new}", "--n-train", 0, "--n-val", 0), "at least one picture to score")])
 def test_a_foreseen_error_is_one_line(tmp_path, words, says):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/thesis.txt").write_text("mine")

@@ -182,6 +182,9 @@ def test_bad_maps(kind):
     for floats in (np.float32, np.float64):      # probabilities handed in by mistake would be cut to 0 and 1
         with pytest.raises(DataError, match="holds torch.float"):
             confusion(np.full((2, 2), .7, floats), np.zeros((2, 2), np.uint8), 3)
+    flipped = np.array([[0, 1], [1, 1]], kind)
+    for odd in (flipped[::-1][::-1], flipped.astype(">u2"), np.asfortranarray(flipped)):      # any strides and byte order
+        np.testing.assert_array_equal(confusion(odd[::-1], flipped[::-1], 2), [[1, 0], [0, 3]])
     with pytest.raises(DataError, match="n_classes is 0"):
         confusion(t, t, 0)
     np.testing.assert_array_equal(confusion(np.array([[0, 1, 77]], kind), t, 2), [[1, 0], [0, 1]])

@@ -120,10 +120,17 @@ def test_heat():
 
 
 def test_overlay_refuses_another_size():
-    "A label map of another size than the image, and a grey image."
-    for image, S in ((np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5), int)), (np.zeros((4, 4), np.uint8), np.zeros((4, 4), int))):
-        with pytest.raises(DataError, match="label map has shape"):
-            overlay(image, S)
+    "A label map of another size than the image; a grey image; an image of fractions, which would come out black."
+    S = np.zeros((4, 4), int)
+    with pytest.raises(DataError, match="label map has shape"):
+        overlay(np.zeros((4, 4, 3), np.uint8), S[:, :3])
+    for image in (np.zeros((4, 4), np.uint8), np.full((4, 4, 3), .5)):
+        for draw in (lambda: overlay(image, S), lambda: contact_sheet([image])):
+            with pytest.raises(DataError, match="the image holds"):
+                draw()
+    for wrong in (S - 1, S + 256, S + .5):
+        with pytest.raises(DataError, match="a label map holds"):
+            overlay(np.zeros((4, 4, 3), np.uint8), wrong)
 
 
 def test_panels():
@@ -165,7 +172,7 @@ def test_save_picture(tmp_path):
     assert abs(np.array(Image.open(tmp_path / "a.jpg")).astype(int) - 90).max() <= 2
     with pytest.raises(DataError, match="'.tif'"):
         save_picture(tmp_path / "a.tif", picture)
-    with pytest.raises(TypeError):
+    with pytest.raises(DataError, match="holds complex128"):
         save_picture(tmp_path / "b.png", picture.astype(complex))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jpg", "new"]
 
@@ -178,6 +185,8 @@ def test_legend_and_quality():
     ax = plot_quality([{"precision": .6, "recall": .3, "iou": .2}, {"precision": .5, "recall": float("nan"), "iou": .4}])
     assert [line.get_label() for line in ax.lines] == ["precision", "recall", "iou"]
     assert len({line.get_marker() for line in ax.lines}) == 3
+    many = tuple("abcdefgh")
+    assert len(plot_quality([dict.fromkeys(many, .5)], keys=many).lines) == 8
     np.testing.assert_array_equal(ax.lines[2].get_ydata(), [.2, .4])
     with pytest.raises(DataError, match="lacks recall"):
         plot_quality([{"precision": .5, "iou": .4}])

@@ -2,6 +2,7 @@
 import dataclasses
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,3 +170,10 @@ def test_ids_stay_in_their_folder(bad):
     """No id leads out of the folder of pictures."""
     with pytest.raises(DataError, match="without folder"):
         tagged.check_ids(["fine", bad], "train.txt")
+
+
+def test_a_subset_by_positions_or_by_a_mask():
+    "`tags.any(1)` picks the tagged images; it is no list of positions 0 and 1."
+    data = TaggedImages(("cow",), ("a", "b", "c"), np.array([[False], [True], [True]]), Path)
+    assert data.subset(data.tags.any(1)).ids == ("b", "c") == data.subset([1, 2]).ids
+    assert data.subset([2, 0]).ids == ("c", "a") and data.subset([]).ids == ()

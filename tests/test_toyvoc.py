@@ -82,7 +82,7 @@ def test_a_killed_process_loses_at_most_the_picture_in_hand(tmp_path):
     process.wait()
     kept = {path: path.stat().st_mtime_ns for path in annotations.glob("[!.]*.xml")}
     assert 5 <= len(kept) < 60 and not (folder / "image_labels.txt").exists()
-    (folder / "JPEGImages/.train_00059.jpg.1.part.jpg").write_bytes(b"half a pictu")     # what a kill inside a write leaves
+    (folder / "JPEGImages/.train_00059.jpg.99999999.part.jpg").write_bytes(b"half a pictu")     # what a kill inside a write leaves
     make_toyvoc(folder, **how)
     assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
     assert folder_hash(folder) == folder_hash(make_toyvoc(tmp_path / "whole", **how))
@@ -201,11 +201,52 @@ def test_pretraining_set_is_class_folders_of_single_objects(tmp_path):
 @pytest.mark.parametrize("how, words", [
     (dict(n_train=0, n_val=0), "at least one picture"), (dict(n_train=-1, n_val=3), "at least one picture"),
     (dict(things=(THINGS[0], THINGS[0])), "different names"), (dict(things=(replace(THINGS[0], name="sea bird"),)), "without spaces"),
-    (dict(things=(replace(THINGS[0], name="../bird"),)), "slashes"), (dict(things=()), "different names")])
+    (dict(things=(replace(THINGS[0], name="../bird"),)), "slashes"), (dict(things=()), "different names"), (dict(seed=-1), "seed is -1"),
+    (dict(things=(replace(THINGS[0], name="background"),)), "no background"), (dict(things=(replace(THINGS[0], name=""),)), "different names"),
+    (dict(things=tuple(replace(THINGS[0], name=f"c{i}") for i in range(255))), "the 255 classes")])
 def test_impossible_wishes_are_refused_before_anything_is_written(tmp_path, how, words):
     with pytest.raises(DataError, match=words):
         make_toyvoc(tmp_path / "new", **how)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("how", [dict(seed=1.5), dict(n_train=3.), dict(seed="x")])
+def test_numbers_that_are_none_leave_no_folder(tmp_path, how):
+    with pytest.raises(TypeError):
+        make_toyvoc(tmp_path / "new", **how)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_pretraining_set_refuses_names_that_leave_its_folder(tmp_path):
+    with pytest.raises(DataError, match="slashes"):
+        make_pretraining_set(tmp_path / "pre", 11, 0, things=(replace(THINGS[0], name="a/../../x"),))
+
+
+def test_two_processes_may_draw_one_folder(tmp_path):
+    "The second leaves the first one's files in hand alone; together they draw what one draws."
+    code = f"from wsss_nb.toyvoc import make_toyvoc; make_toyvoc({str(tmp_path / 'both')!r}, 40, 0, 2)"
+    first = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 60
+    while time.time() < deadline and not list(tmp_path.glob("both/Annotations/[!.]*.xml")):
+        time.sleep(.01)
+    second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert first.wait() == 0 and second.returncode == 0, first.stderr.read() + second.stderr
+    assert folder_hash(tmp_path / "both") == folder_hash(make_toyvoc(tmp_path / "one", 40, 0, 2))
+
+
+def test_a_lost_file_is_drawn_again_and_other_creatures_are_noticed(tmp_path):
+    folder = make_toyvoc(tmp_path / "toyvoc", 4, 1)
+    before = folder_hash(folder)
+    (folder / "JPEGImages/train_00001.jpg").unlink()
+    assert folder_hash(make_toyvoc(folder, 4, 1)) == before
+    with pytest.raises(DataError, match="other settings"):
+        make_toyvoc(folder, 4, 1, things=(replace(THINGS[0], tilt=1.), *THINGS[1:]))
+
+
+def test_a_creature_without_a_head_is_named(tmp_path):
+    headless = replace(THINGS[4], body=lambda rng, head: quadruped(rng, []))
+    with pytest.raises(DataError, match="cow has no head"):
+        make_toyvoc(tmp_path / "x", 1, 0, things=(headless,))
 
 
 def test_other_peoples_folders_are_left_alone(small, tmp_path):

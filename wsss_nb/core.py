@@ -18,42 +18,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # %% auto #0
-__all__ = ['BACKGROUND', 'IGNORE', 'PALETTE', 'progress', 'voc_palette', 'colorize', 'tile', 'DataError', 'check', 'check_tags',
-           'check_labels', 'check_probabilities', 'Batch', 'Prediction', 'allowed_classes', 'seed_everything',
-           'generator']
+__all__ = ['BACKGROUND', 'IGNORE', 'PALETTE', 'progress', 'DataError', 'check', 'check_tags', 'check_labels',
+           'check_probabilities', 'voc_palette', 'colorize', 'tile', 'Batch', 'Prediction', 'allowed_classes',
+           'seed_everything', 'generator']
 
 # %% ../nbs/00_core.ipynb #82c737f7
 BACKGROUND = 0   # the class no tag names: everything else
 IGNORE = 255     # VOC's "void" in masks, "unlabelled" in supervision: no loss, no score
-
-# %% ../nbs/00_core.ipynb #a6795ddf
-def voc_palette() -> np.ndarray: # uint8 (256,3): RGB of every label value
-    "PASCAL VOC's colour map: bit k of a class number goes to channel k % 3, from the top bit down."
-    bits = np.arange(256)[:, None] >> np.arange(9) & 1                                    # (256,9)
-    weight = 128 >> np.arange(9) // 3                                                     # 128 128 128 64 64 64 32 32 32
-    return np.stack([(bits * weight)[:, channel::3].sum(1) for channel in range(3)], 1).astype(np.uint8)
-
-PALETTE = voc_palette()
-
-# %% ../nbs/00_core.ipynb #65adcee3
-def colorize(S: np.ndarray, # integer (…,h,w), label values
-            ) -> np.ndarray: # uint8 (…,h,w,3)
-    "The label map in VOC's colours."
-    return PALETTE[np.asarray(S)]
-
-
-def tile(pictures: list[np.ndarray], # uint8 (h,w,3) each, any sizes
-         columns: int = 8,
-         gap: int = 4, # white pixels between neighbours
-         ) -> np.ndarray: # uint8 (h',w',3)
-    "Lay pictures out in rows of `columns`, each in the corner of a cell as large as the largest."
-    h, w = np.max([p.shape[:2] for p in pictures], axis=0) + gap
-    columns = min(columns, len(pictures))
-    sheet = np.full((-(-len(pictures) // columns) * h - gap, columns * w - gap, 3), 255, np.uint8)
-    for k, picture in enumerate(pictures):
-        top, left = k // columns * h, k % columns * w
-        sheet[top:top + picture.shape[0], left:left + picture.shape[1]] = picture
-    return sheet
 
 # %% ../nbs/00_core.ipynb #53a44128
 class DataError(ValueError):
@@ -69,7 +40,7 @@ def check(ok: bool, # nothing happens when it holds
     if not ok:
         raise DataError(f"{what}; expected {expected}. To mend it: {mend}")
 
-# %% ../nbs/00_core.ipynb #885b9616
+# %% ../nbs/00_core.ipynb #dde72a4a
 def check_tags(T: Tensor, # bool (B,C)
                ) -> None:
     "Tags are a boolean matrix, one row an image."
@@ -94,10 +65,44 @@ def check_probabilities(H: Tensor, # float (B,1+C,h,w)
     "Probabilities are finite, not negative, and sum to 1 over dim 1."
     check(H.ndim == 4 and H.is_floating_point(), f"H is {H.dtype} of shape {tuple(H.shape)}",
           "floats (B,1+C,h,w)", "H = logits.softmax(1)")
+    if not H.numel():
+        return
     total = H.sum(1)
     check(bool((H >= 0).all() and ((total - 1).abs() < 1e-3).all()),
           f"H sums to {float(total.min()):.4g}…{float(total.max()):.4g} over dim 1, its minimum is {float(H.min()):.4g}",
           "probabilities that sum to 1", "H = logits.softmax(1); NaN means the network diverged")
+
+# %% ../nbs/00_core.ipynb #a6795ddf
+def voc_palette() -> np.ndarray: # uint8 (256,3): RGB of every label value
+    "PASCAL VOC's colour map: bit k of a class number goes to channel k % 3, from the top bit down."
+    bits = np.arange(256)[:, None] >> np.arange(9) & 1                                    # (256,9)
+    weight = 128 >> np.arange(9) // 3                                                     # 128 128 128 64 64 64 32 32 32
+    return np.stack([(bits * weight)[:, channel::3].sum(1) for channel in range(3)], 1).astype(np.uint8)
+
+PALETTE = voc_palette()
+
+# %% ../nbs/00_core.ipynb #66715642
+def colorize(S: np.ndarray, # integer (…,h,w), label values
+            ) -> np.ndarray: # uint8 (…,h,w,3)
+    "The label map in VOC's colours."
+    S = np.asarray(S)
+    check(S.dtype.kind in "uib" and (not S.size or 0 <= S.min() and S.max() <= IGNORE), f"a label map holds {S.dtype}, {S.min(initial=0)}…{S.max(initial=0)}",
+          f"class numbers 0…{IGNORE}", "take the argmax over classes; 255, not -1, is unlabelled")
+    return PALETTE[S.astype(np.uint8)]
+
+
+def tile(pictures: list[np.ndarray], # uint8 (h,w,3) each, any sizes
+         columns: int = 8,
+         gap: int = 4, # white pixels between neighbours
+         ) -> np.ndarray: # uint8 (h',w',3)
+    "Lay pictures out in rows of `columns`, each in the corner of a cell as large as the largest."
+    h, w = np.max([p.shape[:2] for p in pictures], axis=0) + gap
+    columns = min(columns, len(pictures))
+    sheet = np.full((-(-len(pictures) // columns) * h - gap, columns * w - gap, 3), 255, np.uint8)
+    for k, picture in enumerate(pictures):
+        top, left = k // columns * h, k % columns * w
+        sheet[top:top + picture.shape[0], left:left + picture.shape[1]] = picture
+    return sheet
 
 # %% ../nbs/00_core.ipynb #a16659a7
 @dataclass(frozen=True)
@@ -146,7 +151,7 @@ def allowed_classes(T: Tensor, # bool (B,C)
     check_tags(T)
     return pad(T, (1, 0), value=True)
 
-# %% ../nbs/00_core.ipynb #bf27f2e7
+# %% ../nbs/00_core.ipynb #0de69817
 def seed_everything(seed: int) -> None:
     "Seed Python's, numpy's and torch's generators (torch's also on every GPU)."
     check(0 <= seed < 2**32, f"the seed is {seed}", "0 <= seed < 2**32, numpy's range", "take another number")
@@ -158,7 +163,7 @@ def seed_everything(seed: int) -> None:
 
 def generator(*key: int | str, # say what is drawn: generator(seed, "train", 7)
               ) -> np.random.Generator:
-    "A numpy generator that depends on the whole key and on nothing else."
+    "A numpy generator that depends on the key and on nothing else; zeros at its end do not count, so keep keys of one purpose equally long."
     return np.random.default_rng([int.from_bytes(k.encode(), "little") if isinstance(k, str) else k for k in key])
 
 # %% ../nbs/00_core.ipynb #0d596459

@@ -71,7 +71,7 @@ def count_bytes(prediction: np.ndarray, # uint8, any shape
     _compiled()(prediction[:whole].view(np.uint64), target[:whole].view(np.uint64), prediction, target, _place(n_classes), table)
     return table.sum(0)
 
-# %% ../nbs/05_evaluation.ipynb #d597c49d
+# %% ../nbs/05_evaluation.ipynb #96878cdb
 def count_tensors(prediction: Tensor | np.ndarray, # integer, any shape and device
                   target: Tensor | np.ndarray, # integer, the same shape
                   n_classes: int,
@@ -79,14 +79,15 @@ def count_tensors(prediction: Tensor | np.ndarray, # integer, any shape and devi
     "Count pairs in torch without waiting for the device."
     import torch
     def place(x: Tensor) -> Tensor:
+        x = torch.as_tensor(x.astype(x.dtype.newbyteorder("=")) if isinstance(x, np.ndarray) else x)   # a copy: any strides and byte order
         check(not x.is_floating_point(), f"a label map holds {x.dtype}", "class numbers, integers", "take the argmax over classes: H.argmax(1)")
         x = x.reshape(-1).long()
         return torch.where((x >= 0) & (x < n_classes), x + 1, torch.where(x == IGNORE, 0, n_classes + 1))
-    pair = place(torch.as_tensor(target)) * (n_classes + 2) + place(torch.as_tensor(prediction))
+    pair = place(target) * (n_classes + 2) + place(prediction)
     table = torch.zeros((n_classes + 2) ** 2, dtype=torch.int64, device=pair.device)
     return table.scatter_add_(0, pair, torch.ones_like(pair)).view(n_classes + 2, -1)
 
-# %% ../nbs/05_evaluation.ipynb #985e39f4
+# %% ../nbs/05_evaluation.ipynb #8abf440c
 def checked_counts(counts: np.ndarray | Tensor, # (n+2,n+2) of `count_bytes` or `count_tensors`, or a sum of them
                    partial: bool = False, # the prediction may be 255: unlabelled supervision
                    what: str = "the prediction",
@@ -104,9 +105,8 @@ def checked_counts(counts: np.ndarray | Tensor, # (n+2,n+2) of `count_bytes` or 
 
 def _bytes(x: np.ndarray | Tensor) -> np.ndarray | None:
     "The array itself when it holds bytes on the CPU, without copying; None otherwise."
-    if hasattr(x, "device") and not isinstance(x, np.ndarray):
-        return x.numpy() if x.device.type == "cpu" and str(x.dtype) == "torch.uint8" else None
-    return x if x.dtype == np.uint8 else None
+    x = x.numpy() if str(x.dtype) == "torch.uint8" and x.device.type == "cpu" else x
+    return x if isinstance(x, np.ndarray) and x.dtype == np.uint8 else None
 
 
 def confusion(prediction: np.ndarray | Tensor, # integer, any shape

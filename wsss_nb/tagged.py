@@ -109,7 +109,7 @@ def picture_finder(folder: str | Path,
 def _file_of(folder: Path, names: dict[str, str], image_id: str) -> Path:
     return folder / names[image_id]
 
-# %% ../nbs/02_tagged.ipynb #a2f954d4
+# %% ../nbs/02_tagged.ipynb #a3f7cdf6
 ASK = "open the data set with {0}=True (training never needs it: it learns from tags)"
 
 
@@ -154,10 +154,10 @@ class TaggedImages:
               "instances=True", ASK.format("instances"))
         return self.read_instances(self.ids[i])
 
-    def subset(self, indices: Iterable[int], # positions; data.tags.any(1).nonzero()[0] are those with a tag
+    def subset(self, indices: Iterable[int], # positions, or a mask: data.tags.any(1) are those with a tag
                ) -> TaggedImages:
         "The same data set with only these images, in this order."
-        indices = np.asarray(list(indices), int)
+        indices = np.arange(len(self))[list(indices) or slice(0)]   # numpy takes a list of bools for a mask
         return replace(self, ids=tuple(self.ids[i] for i in indices), tags=self.tags[indices])
 
 # %% ../nbs/02_tagged.ipynb #3614d7a3
