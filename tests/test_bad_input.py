@@ -292,3 +292,16 @@ def test_damaged_sbd_file(tmp_path):
     savemat(path, {"GTcls": {"Segmentation": np.full((4, 6), -1)}})
     with pytest.raises(DataError, match="down to -1"):
         read_sbd(path)
+
+
+def test_coco_categories_that_share_an_id(annotations):
+    "Two names for one number: neither can be trusted."
+    with pytest.raises(DataError, match="two categories one id"):
+        annotations(lambda content: content["categories"].append(dict(id=3, name="calf")))
+
+
+def test_coco_more_classes_than_a_byte_can_hold(annotations, root):
+    "Class 255 would read as unlabelled. Without masks such a file is fine."
+    with pytest.raises(DataError, match="has 255 classes"):
+        annotations(lambda content: content["categories"].extend(dict(id=k, name=f"c{k}") for k in range(4, 258)))
+    assert len(coco(root / "JPEGImages", root / "instances.json").classes) == 255

@@ -1,5 +1,6 @@
 """ToyVOC: the same bytes for the same seed, whole after a kill, in VOC's layout, and drawn as promised."""
 import json
+import os
 import subprocess
 import sys
 import time
@@ -232,6 +233,15 @@ def test_two_processes_may_draw_one_folder(tmp_path):
     second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert first.wait() == 0 and second.returncode == 0, first.stderr.read() + second.stderr
     assert folder_hash(tmp_path / "both") == folder_hash(make_toyvoc(tmp_path / "one", 40, 0, 2))
+
+
+def test_a_file_in_another_process_hand_is_left_alone(tmp_path):
+    "Temporary files carry their writer's number: a living writer's stay, a dead one's go."
+    folder = make_toyvoc(tmp_path / "toyvoc", 2, 0)
+    living, dead = (folder / f"JPEGImages/.x.jpg.{number}.part.jpg" for number in (os.getpid(), 99999999))
+    living.touch(), dead.touch()
+    make_toyvoc(folder, 2, 0)
+    assert living.exists() and not dead.exists()
 
 
 def test_a_lost_file_is_drawn_again_and_other_creatures_are_noticed(tmp_path):
