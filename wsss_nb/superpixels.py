@@ -93,12 +93,13 @@ def spread(means: np.ndarray | Tensor, # (D,n), or (B,D,n)
     index = segments.long().flatten(1)[:, None].expand(-1, means.shape[1], -1)
     return means.gather(2, index).reshape(*means.shape[:2], *segments.shape[1:])
 
-# %% ../nbs/12a_superpixels.ipynb #9462f7e4
+# %% ../nbs/12a_superpixels.ipynb #d1b1fc47
 def neighbours(segments: np.ndarray, # integer (h,w)
+               corners: bool = False, # do corners that meet count?
                ) -> np.ndarray: # int64 (m,2): pairs a < b, each once, in order
-    "The pairs of superpixels that touch, corners included."
+    "The pairs of superpixels that touch."
     s = segments.astype(np.int64)
-    shifted = ((s[:, :-1], s[:, 1:]), (s[:-1], s[1:]), (s[:-1, :-1], s[1:, 1:]), (s[:-1, 1:], s[1:, :-1]))
+    shifted = [(s[:, :-1], s[:, 1:]), (s[:-1], s[1:])] + [(s[:-1, :-1], s[1:, 1:]), (s[:-1, 1:], s[1:, :-1])] * corners
     pairs = np.concatenate([np.stack([a, b], -1).reshape(-1, 2) for a, b in shifted])
     pairs = np.sort(pairs[pairs[:, 0] != pairs[:, 1]], 1)
     n = int(s.max(initial=0)) + 1
