@@ -16,22 +16,36 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # %% auto #0
-__all__ = ['felzenszwalb', 'slic', 'superpixel_means', 'spread', 'neighbours', 'border_superpixels']
+__all__ = ['shrink', 'enlarge', 'felzenszwalb', 'slic', 'superpixel_means', 'spread', 'neighbours', 'border_superpixels']
 
-# %% ../nbs/12a_superpixels.ipynb #21ed3b14
-def _cut(image: np.ndarray, longest: int, method: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    "Superpixels found at a size of at most `longest`, numbered without gaps, as large as the image."
-    from skimage.transform import resize
+# %% ../nbs/12a_superpixels.ipynb #d97b064b
+def shrink(image: np.ndarray, # uint8 (h,w,3)
+           longest: int, # rows or columns of the result, at most
+           ) -> np.ndarray: # uint8 (h',w',3): the image itself when it is small enough
+    "The picture at a size of at most `longest`, each new pixel the mean of those it covers."
+    import cv2
     check(image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size > 0, f"the image holds {image.dtype} of shape {image.shape}",
           "uint8 (h,w,3), 0…255", "files.read_image reads any picture so; one at a time, channels last")
     h, w = image.shape[:2]
-    shrink = min(1, longest / max(h, w))
-    small = [max(1, round(n * shrink)) for n in (h, w)]
-    if shrink < 1:
-        image = (resize(image, small, order=1, anti_aliasing=True) * np.iinfo(np.uint8).max).round().astype(np.uint8)
-    segments = np.unique(method(image), return_inverse=True)[1].reshape(small)
-    rows, columns = (np.arange(n) * m // n for n, m in zip((h, w), small))
-    return segments[rows[:, None], columns]
+    if max(h, w) <= longest:
+        return image
+    size = [max(1, round(n * longest / max(h, w))) for n in (w, h)]
+    return cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_AREA)
+
+
+def enlarge(values: np.ndarray, # (h',w')
+            size: tuple[int, int], # h, w
+            ) -> np.ndarray: # (h,w)
+    "Every pixel takes the value of the one it lies in."
+    rows, columns = (np.arange(n) * small // n for n, small in zip(size, values.shape))
+    return values[rows[:, None], columns]
+
+
+def _cut(image: np.ndarray, longest: int, method: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    "Superpixels found at a size of at most `longest`, numbered without gaps, as large as the image."
+    small = shrink(image, longest)
+    segments = np.unique(method(small), return_inverse=True)[1].reshape(small.shape[:2])
+    return enlarge(segments, image.shape[:2])
 
 
 def felzenszwalb(image: np.ndarray, # uint8 (h,w,3)
