@@ -176,7 +176,7 @@ def resnet38() -> Trunk:
     layers["b7"] = WideBlock((2048, 1024, 2048, 4096), dilations=(1, 4, 1), dropout=.5)
     return Trunk(layers | {"bn7": nn.BatchNorm2d(4096), "relu7": nn.ReLU()}, 4096, 8)
 
-# %% ../nbs/10a_networks.ipynb #594ce37e
+# %% ../nbs/10a_networks.ipynb #2dbb4d6d
 class TimmMap(nn.Module):
     "A timm network that hands over its last feature map, channels first."
 
@@ -197,23 +197,28 @@ class TimmMap(nn.Module):
 def timm_network(name: str, # as timm calls it
                  **options: object, # of timm.create_model
                  ) -> nn.Module:
-    "A network of timm with random weights."
+    "A network of timm, with random weights unless an option says otherwise."
     try:
         import timm
     except ImportError:
         check(False, f"timm:{name} needs the timm library, which is not installed", "timm", "pip install 'wsss_nb[modern]'")
     require_name(name.split(".")[0], timm.list_models(), "network in timm called")
     try:
-        return timm.create_model(name, pretrained=False, **options)
-    except (TypeError, ValueError, RuntimeError, AssertionError, NotImplementedError, AttributeError) as error:
-        check(False, f"timm cannot build {name} with {options} ({type(error).__name__} {error})", "a network that gives feature maps, with a stride it offers",
-              "leave the stride out, or take another network")
+        return timm.create_model(name, **options)
+    except Exception as error:                    # timm raises what its networks raise, and its hub what networks raise
+        shown = {key: value for key, value in options.items() if key != "pretrained_cfg_overlay"}
+        check(False, f"timm cannot make {name} with {shown} ({type(error).__name__} {str(error)[:200]})",
+              "a network that has this; a stride, a feature map or weights may be what it lacks", "leave the option out, or take another network")
 
 
-def timm_trunk(name: str, stride: int | None = None) -> Trunk:
-    "A network of timm up to its last feature map; its own stride unless another is asked for."
-    network = timm_network(name, features_only=True, **({} if stride is None else {"output_stride": stride}))
-    config, info = network.pretrained_cfg if hasattr(network, "pretrained_cfg") else network.default_cfg, network.feature_info
+def timm_trunk(name: str,
+               stride: int | None = None, # None: its own
+               tensors: dict[str, Tensor] | None = None, # weights of the whole network; None: random
+               ) -> Trunk:
+    "A network of timm up to its last feature map."
+    filled = {} if tensors is None else {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(tensors)}}
+    network = timm_network(name, features_only=True, **filled, **({} if stride is None else {"output_stride": stride}))
+    info, config = network.feature_info, network.pretrained_cfg
     last = getattr(getattr(network, "output_fmt", None), "value", "NCHW") == "NHWC"
     return Trunk({"timm": TimmMap(network, last)}, info.channels()[-1], info.reduction()[-1], config["mean"], config["std"])
 
