@@ -13,7 +13,8 @@ from torch import Tensor
 from .core import check
 
 # %% auto #0
-__all__ = ['SMOOTH', 'BILATERAL', 'Gaussian', 'unary', 'squared_distances', 'pixel_grid', 'kernel_matrix', 'exact_mean_field']
+__all__ = ['SMOOTH', 'BILATERAL', 'Gaussian', 'unary', 'squared_distances', 'pixel_grid', 'kernel_matrix', 'lattice_features',
+           'exact_mean_field']
 
 # %% ../nbs/13a_meanfield.ipynb #a859462b
 @dataclass(frozen=True)
@@ -37,12 +38,12 @@ class Gaussian:
 SMOOTH = Gaussian(sxy=3, weight=3)
 BILATERAL = Gaussian(sxy=80, srgb=13, weight=10)
 
-# %% ../nbs/13a_meanfield.ipynb #0f500482
+# %% ../nbs/13a_meanfield.ipynb #b0fc9b26
 def unary(H: Tensor, # float (B,1+C,h,w)
           epsilon: float = 1e-5, # smaller probabilities are raised to it: log 0 has no end (pydensecrf and SEC use the same number)
           ) -> Tensor: # (B,1+C,h,w)
     "−log H."
-    return -H.clamp_min(epsilon).log()
+    return H.clamp_min(epsilon).log_().neg_()
 
 
 def squared_distances(x: Tensor, # (…,n,d) whole numbers
@@ -65,10 +66,22 @@ def kernel_matrix(image: Tensor, # uint8 (B,3,h,w)
     "weight · D^-½ K D^-½, K the Gaussian of distances and D the sums of its rows (pydensecrf's NORMALIZE_SYMMETRIC)."
     distance = squared_distances(pixel_grid(*image.shape[2:], image.device))[None].to(dtype) / gaussian.sxy**2
     if gaussian.srgb is not None:
-        distance = distance + squared_distances(image.flatten(2).mT.float()).to(dtype) / gaussian.srgb**2
-    K = distance.mul_(-.5).exp_()
+        distance = distance + squared_distances(image.flatten(2).mT.float().contiguous()).to(dtype) / gaussian.srgb**2
+    K = distance.mul_(-.5).clamp_min_(-40).exp_()   # e^-40 is nothing, but no denormal number: CPUs take 100 times longer for those
     scale = K.sum(-1, keepdim=True).rsqrt()
     return K.mul_(scale).mul_(scale.mT * gaussian.weight)
+
+
+def lattice_features(image: Tensor, # uint8 (B,3,h,w)
+                     gaussian: Gaussian,
+                     ) -> Tensor: # float32 (B,n,d), n is h·w rounded up to a multiple of 4
+    "Column, row and colour in deviations of the Gaussian; rows of zeros at the end, as pydensecrf has them."
+    B, _, h, w = image.shape
+    unit = lambda value: torch.full((), value, device=image.device)   # on the device: by a Python number a GPU does not divide, it multiplies by 1/x
+    f = (pixel_grid(h, w, image.device) / unit(gaussian.sxy)).expand(B, -1, -1)
+    if gaussian.srgb is not None:
+        f = torch.cat([f, image.flatten(2).mT.float() / unit(gaussian.srgb)], -1)
+    return torch.nn.functional.pad(f, (0, 0, 0, -h * w % 4))
 
 
 def exact_mean_field(U: Tensor, # float (B,1+C,h,w)
