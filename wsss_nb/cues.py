@@ -95,11 +95,12 @@ def cue_quality(cues: Callable[[str], np.ndarray | Tensor], # id -> label map (h
     check(len(data) > 0, "there are no images", "at least one", "check the split's list file")
     return supervision_quality(total)
 
-# %% ../nbs/14a_cues.ipynb #e6e053c0
+# %% ../nbs/14a_cues.ipynb #ddaabc1b
 def threshold_counts(cam: Tensor, # float (B,C,h,w)
                      target: Tensor, # integer (B,h,w): mask
                      T: Tensor, # bool (B,C)
                      thresholds: Sequence[float], # rising
+                     background: Tensor | None = None, # bool (B,h,w): pixels that background wants, so that they are conflicts
                      ) -> Tensor: # int64 (3,C,n): pixels of each class that are hit, claimed, there; add them up over images
     "What thresholds of the maps would hit and claim, for all thresholds in one pass; conflicts are unlabelled."
     check_cam(cam, T)
@@ -109,7 +110,8 @@ def threshold_counts(cam: Tensor, # float (B,C,h,w)
     leaves, enters = torch.searchsorted(edges, values.transpose(0, 1).contiguous()).flatten(1)   # thresholds below each value
     c, target = c[:, 0].flatten().clamp(max=C - 1), target.long().flatten() - 1
     counts = torch.zeros(3, C, len(edges) + 1, dtype=torch.int64, device=cam.device)
-    for row, chosen in enumerate((c == target, target + 1 != IGNORE)):
+    free = torch.ones_like(target, dtype=torch.bool) if background is None else ~background.flatten()
+    for row, chosen in enumerate((free & (c == target), free & (target + 1 != IGNORE))):
         for sign, place in ((1, enters), (-1, leaves)):
             counts[row].view(-1).index_add_(0, c * (len(edges) + 1) + place, sign * chosen.long())
     there = target[:, None] == torch.arange(C, device=cam.device)
