@@ -75,7 +75,7 @@ def choose_engine(engine: str, # a name of ENGINES, or auto
     small = h * w <= 64 * 64
     return engine if engine != "auto" else "numba" if device.type != "cuda" else "exact" if small else "lattice"
 
-# %% ../nbs/13d_crf.ipynb #196f9ee7
+# %% ../nbs/13d_crf.ipynb #57fa0900
 def check_crf_input(H: Tensor, image: Tensor) -> None:
     "Probabilities and bytes of the same size, on the same device."
     check(image.dtype == torch.uint8 and image.ndim == 4 and image.shape[1] == 3, f"the image is {image.dtype} of shape {tuple(image.shape)}",
@@ -85,7 +85,7 @@ def check_crf_input(H: Tensor, image: Tensor) -> None:
           f"H has shape {tuple(H.shape)} on {H.device}, the image {tuple(image.shape)} on {image.device}", "(B,1+C,h,w) and (B,3,h,w)",
           "torch.nn.functional.interpolate one of them to the other's size; .to the same device")
     check(H.numel() > 0, f"H has shape {tuple(H.shape)}", "at least one image, class and pixel", "leave empty batches out")
-    check_probabilities(H)
+    check_probabilities(H.detach())
 
 
 def active_classes(H: Tensor, # float (B,1+C,h,w)
