@@ -60,6 +60,16 @@ def test_connectivity_equals_all_paths(seed):
     np.testing.assert_allclose(boundary_connectivity(graph, sigma), expected, atol=1e-12)
 
 
+def test_graph_by_hand():
+    """Black beside white: 100 apart in Lab. Place is the mean row and column over height and width."""
+    image = np.zeros((2, 4, 3), np.uint8)
+    image[:, 2:] = 255
+    graph = colour_graph(image, np.array([[0, 0, 1, 1]] * 2))
+    np.testing.assert_allclose(graph.distance, [[0, 100], [100, 0]], atol=1e-3)
+    np.testing.assert_allclose(graph.place, [[.25, .125], [.25, .625]])
+    assert graph.links.tolist() == [[False, True], [True, False]] and graph.border.all()
+
+
 def test_a_step_of_no_difference_is_free():
     """Superpixels of one colour reach each other: the distance 0 is a link, not a missing one."""
     links = np.zeros((3, 3), bool)

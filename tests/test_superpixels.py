@@ -91,5 +91,5 @@ def test_neighbours_equal_a_loop(seed, h, w, corners):
 def test_shrink_averages_and_enlarge_repeats():
     """By hand."""
     assert shrink(np.array([[[0] * 3, [10] * 3, [4] * 3, [6] * 3]], np.uint8), 2)[..., 0].tolist() == [[5, 5]]
-    assert enlarge(np.array([[1, 2], [3, 4]]), (3, 4)).tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4]]
+    assert enlarge(np.array([[1, 2], [3, 4]]), (3, 4)).tolist() == [[1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]   # the middle row's centre is on the edge, which belongs below
     assert enlarge(np.arange(12).reshape(3, 4), (1, 2)).shape == (1, 2)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['shrink', 'enlarge', 'felzenszwalb', 'slic', 'superpixel_means', 'spread', 'neighbours', 'border_superpixels']
 
-# %% ../nbs/12a_superpixels.ipynb #d97b064b
+# %% ../nbs/12a_superpixels.ipynb #38636c80
 def shrink(image: np.ndarray, # uint8 (h,w,3)
            longest: int, # rows or columns of the result, at most
            ) -> np.ndarray: # uint8 (h',w',3): the image itself when it is small enough
@@ -36,8 +36,8 @@ def shrink(image: np.ndarray, # uint8 (h,w,3)
 def enlarge(values: np.ndarray, # (h',w')
             size: tuple[int, int], # h, w
             ) -> np.ndarray: # (h,w)
-    "Every pixel takes the value of the one it lies in."
-    rows, columns = (np.arange(n) * small // n for n, small in zip(size, values.shape))
+    "Every pixel takes the value of the one its centre lies in."
+    rows, columns = ((2 * np.arange(n) + 1) * small // (2 * n) for n, small in zip(size, values.shape))
     return values[rows[:, None], columns]
 
 
