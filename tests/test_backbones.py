@@ -99,6 +99,19 @@ def test_new_layers_start_small():
     assert float(network.trunk.conv5_3.weight.detach().std()) == pytest.approx((2 / (9 * 512)) ** .5, rel=.05)
 
 
+def test_top_layers_can_be_tapped():
+    """The last two layers of each network, whose maps modified cues sums: after a ReLU, so never negative, and as large as the features."""
+    for name in ("small", "vgg16", "resnet50"):
+        network = backbone(name, 3, weights="random").eval()
+        image = torch.randn(1, 3, 40, 48)
+        maps = network.taps(image, network.top)
+        assert len(maps) == 2 and all(m.min() == 0 < m.max() and m.shape[2:] == network.features(image).shape[2:] for m in maps.values()), name
+    with torch.device("meta"):
+        network = backbone("resnet38", 3, weights="random").eval()
+        assert [tuple(m.shape) for m in network.taps(torch.zeros(1, 3, 33, 33), network.top).values()] == [(1, 2048, 5, 5), (1, 4096, 5, 5)]
+    assert backbone("vgg16", 3, weights="random").top == ("head.relu6", "head.relu7")
+
+
 # ---- groups ---------------------------------------------------------------------------------------------------------------
 
 def speeds(network, **options) -> dict[str, tuple]:

@@ -130,6 +130,7 @@ def test_mxnet_spoiled_anywhere(tmp_path_factory, form, place, value):
     ("2¹²⁴ numbers", listing([struct.pack("<Iiiqqiii", MAGIC["V2"], 0, 2, 2**62, 2**62, 1, 0, 0)], [b"x"]), "byte 64"),
     ("legacy, 2³¹ by 2³¹", listing([struct.pack("<IIIiii", 2, 2**31, 2**31, 1, 0, 0)], [b"x"]), "byte 48"),
     ("negative length", listing([struct.pack("<Iiqiii", MAGIC["V1"], 1, -5, 1, 0, 0)], [b"x"]), "(-5,)"),
+    ("two negative lengths", listing([struct.pack("<Iiqqiii", MAGIC["V1"], 2, -2, -1, 1, 0, 3) + b"\0\0"], [b"x"]), "(-2, -1)"),
     ("−1 dimensions before V3", listing([struct.pack("<Iii", MAGIC["V2"], 0, -1)], [b"x"]), "-1 dimensions"),
     ("unknown type", listing([record("V2", (1,), 13, b"\0" * 8)], [b"x"]), "type 13"),
     ("sparse", listing([struct.pack("<Iii", MAGIC["V2"], 1, 0)], [b"x"]), "storage kind 1"),
@@ -198,6 +199,8 @@ def test_another_network_is_named():
     refused(lambda: check_fit(own, lacking, "a.pth"), "a.pth", "block3.conv.weight", "2 more")
     refused(lambda: check_fit(own, own | {"fc.bias": torch.zeros(3)}, "a.pth"), "a.pth", "not expected fc.bias")
     refused(lambda: check_fit(own, own | {"block1.norm.bias": torch.zeros(3)}, "a.pth"), "a.pth", "block1.norm.bias (3,) where the network has (24,)")
+    turned = own | {"block2.conv.weight": own["block2.conv.weight"].transpose(0, 1)}
+    refused(lambda: check_fit(own, turned, "a.pth"), "block2.conv.weight (24, 48, 3, 3) where the network has (48, 24, 3, 3)")
     for bad in (torch.nan, torch.inf):
         refused(lambda: check_fit(own, own | {"block5.norm.bias": torch.full((64,), bad)}, "a.pth"), "a.pth", "block5.norm.bias")
     check_fit(own, {k: v for k, v in own.items() if not k.endswith("num_batches_tracked")}, "old.pth")

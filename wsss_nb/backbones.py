@@ -22,7 +22,7 @@ from .weights import SOURCES, check_fit, fetch, load_weights, read_weights, rena
 __all__ = ['new_weights', 'Classifier', 'by_position', 'lite_file', 'timm_weights', 'imagenet_weights', 'pretrained_trunk',
            'sec_head', 'backbone', 'imagenet_classifier']
 
-# %% ../nbs/10c_backbones.ipynb #e88deb0e
+# %% ../nbs/10c_backbones.ipynb #9f31c33c
 def new_weights(module: nn.Module) -> None:
     "Fill a new layer: N(0, 0.01), biases 0 (WST 5.2)."
     if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -48,6 +48,8 @@ class Classifier(nn.Module):
         self.linear = nn.Linear(channels or trunk.channels, n_classes, bias=bias)
         self.stride, self.mean, self.std, self.n_classes = trunk.stride, trunk.mean, trunk.std, n_classes
         self.classes: tuple[str, ...] = ()   # names of 1…C, where they come with the weights
+        relus = [f"head.{name}" for name, m in self.head.named_children() if isinstance(m, nn.ReLU)]
+        self.top = tuple(relus[-2:] or [f"trunk.{name}" for name in trunk.top])   # for `taps` (modified cues 3.3)
         for module in [*self.head.modules(), self.linear]:
             new_weights(module)
 

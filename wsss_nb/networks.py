@@ -49,7 +49,7 @@ def tap(network: nn.Module,
             hook.remove()
     return found
 
-# %% ../nbs/10a_networks.ipynb #d6b9948b
+# %% ../nbs/10a_networks.ipynb #c98d83d3
 class Trunk(nn.Sequential):
     "Named layers in a row that turn images (B,3,h,w) into features (B,channels,h/stride,w/stride)."
 
@@ -59,9 +59,11 @@ class Trunk(nn.Sequential):
                  stride: int, # image pixels from one feature to the next
                  mean: tuple[float, ...] = IMAGENET_MEAN, # RGB, of images in 0…1
                  std: tuple[float, ...] = IMAGENET_STD,
+                 top: tuple[str, ...] = (), # the last layers whose maps follow a ReLU, for `taps`
                  ):
         super().__init__(OrderedDict(layers))
         self.channels, self.stride, self.mean, self.std = channels, stride, tuple(mean), tuple(std)
+        self.top = top or tuple(layers)[-1:]
         self.frozen: list[str] = []
 
     def taps(self,
@@ -92,7 +94,7 @@ class Trunk(nn.Sequential):
             self.get_submodule(name).eval()
         return self
 
-# %% ../nbs/10a_networks.ipynb #6fcb298f
+# %% ../nbs/10a_networks.ipynb #1e818ce9
 def conv_norm_relu(inside: int, outside: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
     "3×3 convolution, batch norm, ReLU."
     return nn.Sequential(OrderedDict(
@@ -103,9 +105,9 @@ def small() -> Trunk:
     "Five layers for pictures of 100–200 pixels on a CPU; stride 4, 64 channels."
     layers = {"block1": conv_norm_relu(3, 24, stride=2), "block2": conv_norm_relu(24, 48, stride=2), "block3": conv_norm_relu(48, 64),
               "block4": conv_norm_relu(64, 64, dilation=2), "block5": conv_norm_relu(64, 64, dilation=2)}
-    return Trunk(layers, 64, 4, (.45,) * 3, (.25,) * 3)
+    return Trunk(layers, 64, 4, (.45,) * 3, (.25,) * 3, ("block4", "block5"))
 
-# %% ../nbs/10a_networks.ipynb #76a7fadb
+# %% ../nbs/10a_networks.ipynb #7201488e
 def vgg16() -> Trunk:
     "VGG16's convolutions with the pools and dilation of SEC's network; stride 8, 512 channels."
     layers, inside = {}, 3
@@ -118,9 +120,9 @@ def vgg16() -> Trunk:
             layers[f"relu{stage}_{k}"], inside = nn.ReLU(), width
         layers[f"pool{stage}"] = nn.MaxPool2d(3, stride=2 if stage < 4 else 1, padding=1)
     layers["pool5a"] = nn.AvgPool2d(3, stride=1, padding=1)
-    return Trunk(layers, 512, 8)
+    return Trunk(layers, 512, 8, top=("relu5_2", "relu5_3"))
 
-# %% ../nbs/10a_networks.ipynb #118c53a4
+# %% ../nbs/10a_networks.ipynb #904debcd
 def resnet(depth: int, # 50 or 101
            stride: int = 8, # or 16, 32
            ) -> Trunk:
@@ -131,7 +133,8 @@ def resnet(depth: int, # 50 or 101
     for module in network.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False
-    return Trunk({name: m for name, m in network.named_children() if name not in ("avgpool", "fc")}, 2048, stride)
+    return Trunk({name: m for name, m in network.named_children() if name not in ("avgpool", "fc")}, 2048, stride,
+                 top=("layer4.1", "layer4.2"))
 
 # %% ../nbs/10a_networks.ipynb #af96a726
 class WideBlock(nn.Module):
@@ -163,7 +166,7 @@ class WideBlock(nn.Module):
             y = getattr(self, name)(y)
         return y + (self.conv_branch1(a) if hasattr(self, "conv_branch1") else x)
 
-# %% ../nbs/10a_networks.ipynb #44c4cbb3
+# %% ../nbs/10a_networks.ipynb #a1e54c3b
 def resnet38() -> Trunk:
     "The wide residual network A1 of Wu et al. as WSSS uses it; stride 8, 4096 channels."
     layers: dict[str, nn.Module] = {"conv1a": nn.Conv2d(3, 64, 3, padding=1, bias=False)}
@@ -175,7 +178,7 @@ def resnet38() -> Trunk:
             inside = outside
     layers["b6"] = WideBlock((1024, 512, 1024, 2048), dilations=(1, 4, 1), dropout=.3)
     layers["b7"] = WideBlock((2048, 1024, 2048, 4096), dilations=(1, 4, 1), dropout=.5)
-    return Trunk(layers | {"bn7": nn.BatchNorm2d(4096), "relu7": nn.ReLU()}, 4096, 8)
+    return Trunk(layers | {"bn7": nn.BatchNorm2d(4096), "relu7": nn.ReLU()}, 4096, 8, top=("b7.relu_branch2a", "relu7"))
 
 # %% ../nbs/10a_networks.ipynb #0a7669b7
 class TimmMap(nn.Module):

@@ -205,7 +205,7 @@ def rename(name: str, # of the trunk
         tensors = {re.sub(r"^features\.(\d+)", lambda m: layers[int(m[1])] if int(m[1]) < len(layers) else m[0], key): v for key, v in tensors.items()}
     return {key: v for key, v in tensors.items() if not key.startswith(ENDS.get(name, ("\n",)))}
 
-# %% ../nbs/10b_weights.ipynb #b725a6f0
+# %% ../nbs/10b_weights.ipynb #38223110
 class Source(NamedTuple):
     "A published weight file."
     file: str
@@ -218,7 +218,9 @@ SOURCES = {
     "vgg16": Source("vgg16-397923af.pth", TORCHVISION + "vgg16-397923af.pth", "397923af"),                      # IMAGENET1K_V1
     "resnet50": Source("resnet50-0676ba61.pth", TORCHVISION + "resnet50-0676ba61.pth", "0676ba61"),             # IMAGENET1K_V1
     "resnet101": Source("resnet101-63fe2227.pth", TORCHVISION + "resnet101-63fe2227.pth", "63fe2227"),          # IMAGENET1K_V1
-    "resnet38": Source("ilsvrc-cls_rna-a1_cls1000_ep-0001.params", "https://github.com/itijyou/ademxapp", "ff21f45d6bf03284100dcbec571edfad", False)}
+    "resnet38": Source("ilsvrc-cls_rna-a1_cls1000_ep-0001.params", "https://github.com/itijyou/ademxapp (a copy in PyTorch's format, to be named as weights: "
+                       "https://download.visinf.tu-darmstadt.de/data/2020-cvpr-araslanov-1-stage-wseg/models/ilsvrc-cls_rna-a1_cls1000_ep-0001.pth)",
+                       "ff21f45d6bf03284100dcbec571edfad", False)}
 
 
 def digest(path: str | Path, kind: str = "sha256") -> str: # hexadecimal
