@@ -273,7 +273,7 @@ def side_by_side(lattices: list[Lattice]) -> Lattice:
                    np.concatenate([one.splat for one in lattices], 1), np.concatenate([one.slice for one in lattices], 1),
                    np.concatenate(chains), int(first[-1]))
 
-# %% ../nbs/13b_lattice.ipynb #5e2b61a7
+# %% ../nbs/13b_lattice.ipynb #e1ee1e3c
 @compiled()
 def _to_pixels(U: np.ndarray, logits: np.ndarray) -> None:
     "logits[i, k] = −U[k, i], in tiles, so that neither side jumps far; columns beyond the last class get nothing."
@@ -292,6 +292,18 @@ def _to_classes(Q: np.ndarray, out: np.ndarray) -> None:
                 out[k, i] = Q[i, k]
 
 
+@compiled()
+def _iterate(corner: np.ndarray, splat: np.ndarray, slice_: np.ndarray, chains: np.ndarray, values: np.ndarray, before: np.ndarray,
+             logits: np.ndarray, Q: np.ndarray, iterations: int) -> None:
+    "Mean field, in one call, so that threads don't wait for each other."
+    _softmax(Q)
+    for _ in range(iterations):
+        _splat(corner, splat, Q, values)
+        _blur(chains, values, before)
+        _slice(corner, slice_, values, logits, Q)
+        _softmax(Q)
+
+
 def refine(U: np.ndarray, # float32 (1+C,n)
            lattice: Lattice, iterations: int,
            out: np.ndarray, # float32 (1+C,n), written
@@ -302,12 +314,7 @@ def refine(U: np.ndarray, # float32 (1+C,n)
     _to_pixels(U, logits)
     values, before = np.empty((lattice.m, logits.shape[1]), np.float32), np.empty(logits.shape[1], np.float32)
     Q = logits.copy()
-    _softmax(Q)
-    for _ in range(iterations):
-        _splat(lattice.corner, lattice.splat, Q, values)
-        _blur(lattice.chains, values, before)
-        _slice(lattice.corner, lattice.slice, values, logits, Q)
-        _softmax(Q)
+    _iterate(lattice.corner, lattice.splat, lattice.slice, lattice.chains, values, before, logits, Q, iterations)
     _to_classes(Q, out)
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from .core import check
 
 # %% auto #0
-__all__ = ['SMOOTH', 'BILATERAL', 'Gaussian', 'unary', 'squared_distances', 'pixel_grid', 'kernel_matrix', 'lattice_features',
-           'exact_mean_field']
+__all__ = ['SMOOTH', 'BILATERAL', 'Gaussian', 'unary', 'squared_distances', 'pixel_grid', 'kernel_matrix', 'exact_mean_field',
+           'lattice_features']
 
 # %% ../nbs/13a_meanfield.ipynb #a859462b
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Gaussian:
 SMOOTH = Gaussian(sxy=3, weight=3)
 BILATERAL = Gaussian(sxy=80, srgb=13, weight=10)
 
-# %% ../nbs/13a_meanfield.ipynb #b0fc9b26
+# %% ../nbs/13a_meanfield.ipynb #d2378f08
 def unary(H: Tensor, # float (B,1+C,h,w)
           epsilon: float = 1e-5, # smaller probabilities are raised to it: log 0 has no end (pydensecrf and SEC use the same number)
           ) -> Tensor: # (B,1+C,h,w)
     "−log H."
     return H.clamp_min(epsilon).log_().neg_()
 
-
+# %% ../nbs/13a_meanfield.ipynb #5030d8d1
 def squared_distances(x: Tensor, # (…,n,d) whole numbers
                       ) -> Tensor: # (…,n,n)
     "‖x_i − x_j‖², without rounding as long as it stays below 2²⁴."
@@ -58,7 +58,7 @@ def pixel_grid(h: int, w: int, device: torch.device | str = "cpu") -> Tensor: # 
     y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
     return torch.stack([x, y], -1).reshape(-1, 2).float()
 
-
+# %% ../nbs/13a_meanfield.ipynb #62d50e83
 def kernel_matrix(image: Tensor, # uint8 (B,3,h,w)
                   gaussian: Gaussian,
                   dtype: torch.dtype = torch.float32,
@@ -71,19 +71,7 @@ def kernel_matrix(image: Tensor, # uint8 (B,3,h,w)
     scale = K.sum(-1, keepdim=True).rsqrt()
     return K.mul_(scale).mul_(scale.mT * gaussian.weight)
 
-
-def lattice_features(image: Tensor, # uint8 (B,3,h,w)
-                     gaussian: Gaussian,
-                     ) -> Tensor: # float32 (B,n,d), n is h·w rounded up to a multiple of 4
-    "Column, row and colour in deviations of the Gaussian; rows of zeros at the end, as pydensecrf has them."
-    B, _, h, w = image.shape
-    unit = lambda value: torch.full((), value, device=image.device)   # on the device: by a Python number a GPU does not divide, it multiplies by 1/x
-    f = (pixel_grid(h, w, image.device) / unit(gaussian.sxy)).expand(B, -1, -1)
-    if gaussian.srgb is not None:
-        f = torch.cat([f, image.flatten(2).mT.float() / unit(gaussian.srgb)], -1)
-    return torch.nn.functional.pad(f, (0, 0, 0, -h * w % 4))
-
-
+# %% ../nbs/13a_meanfield.ipynb #352a7868
 def exact_mean_field(U: Tensor, # float (B,1+C,h,w)
                      image: Tensor, # uint8 (B,3,h,w)
                      gaussians: tuple[Gaussian, ...], iterations: int,
@@ -95,3 +83,15 @@ def exact_mean_field(U: Tensor, # float (B,1+C,h,w)
     for _ in range(iterations):
         Q = (logits + Q @ K).softmax(1)
     return Q.view_as(U)
+
+# %% ../nbs/13a_meanfield.ipynb #9856bdd8
+def lattice_features(image: Tensor, # uint8 (B,3,h,w)
+                     gaussian: Gaussian,
+                     ) -> Tensor: # float32 (B,n,d), n is h·w rounded up to a multiple of 4
+    "Column, row and colour in deviations of the Gaussian; rows of zeros at the end, as pydensecrf has them."
+    B, _, h, w = image.shape
+    unit = lambda value: torch.full((), value, device=image.device)   # on the device: by a Python number a GPU does not divide, it multiplies by 1/x
+    f = (pixel_grid(h, w, image.device) / unit(gaussian.sxy)).expand(B, -1, -1)
+    if gaussian.srgb is not None:
+        f = torch.cat([f, image.flatten(2).mT.float() / unit(gaussian.srgb)], -1)
+    return torch.nn.functional.pad(f, (0, 0, 0, -h * w % 4))
