@@ -51,7 +51,7 @@ def check_saliency(saliency: Tensor, # float (B,h,w)
     check(bool(((saliency >= 0) & (saliency <= 1)).all()), f"the saliency runs from {float(saliency.min()):.3g} to {float(saliency.max()):.3g}",
           "numbers in [0,1]", "divide 8-bit maps by their largest value, or read them with saliency.saliency_folder")
 
-# %% ../nbs/14a_cues.ipynb #bbb33c46
+# %% ../nbs/14a_cues.ipynb #23b49472
 def relative(maps: Tensor, # float (B,C,h,w)
              T: Tensor, # bool (B,C)
              ) -> Tensor: # (B,C,h,w) in [0,1]
@@ -61,13 +61,14 @@ def relative(maps: Tensor, # float (B,C,h,w)
 
 
 def one_label(claims: Tensor, # bool (B,1+C,h,w): who wants the pixel; background first
+              numbers: Tensor, # integer (1+C,): the label of each
               yields: bool = False, # does background give way to foreground?
               ) -> Tensor: # uint8 (B,h,w): 255 where nobody, or more than one, wants it
     "One label a pixel: who wants it alone has it."
     if yields:
         claims = torch.cat([claims[:, :1] & ~claims[:, 1:].any(1, keepdim=True), claims[:, 1:]], 1)
-    numbers = torch.arange(claims.shape[1], device=claims.device, dtype=torch.uint8)[:, None, None]
-    return torch.where(claims.sum(1) == 1, (claims * numbers).sum(1), IGNORE).to(torch.uint8)
+    label = (claims * numbers.to(torch.uint8)[:, None, None]).sum(1, dtype=torch.uint8)      # may overflow, but never where one alone claims
+    return label.masked_fill(claims.sum(1, dtype=torch.uint8) != 1, IGNORE)
 
 
 def threshold_cues(cam: Tensor, # float (B,C,h,w)
@@ -81,7 +82,9 @@ def threshold_cues(cam: Tensor, # float (B,C,h,w)
     check_cam(cam, T)
     check_saliency(saliency, cam)
     check(0 <= foreground < 1 and 0 <= background <= 1, f"the thresholds are {foreground} and {background}", "fractions in [0,1)", "0.2 is a fifth of the maximum")
-    return one_label(torch.cat([saliency[:, None] < background, relative(cam, T) > foreground], 1), yields)
+    tagged = T.any(0).nonzero()[:, 0]      # most classes are in no image of a batch: leave their maps alone
+    claims = torch.cat([saliency[:, None] < background, relative(cam[:, tagged], T[:, tagged]) > foreground], 1)
+    return one_label(claims, torch.nn.functional.pad(tagged + 1, (1, 0), value=BACKGROUND), yields)
 
 # %% ../nbs/14a_cues.ipynb #5d128cb1
 def cue_quality(cues: Callable[[str], np.ndarray | Tensor], # id -> label map (h,w): any size
@@ -95,7 +98,7 @@ def cue_quality(cues: Callable[[str], np.ndarray | Tensor], # id -> label map (h
     check(len(data) > 0, "there are no images", "at least one", "check the split's list file")
     return supervision_quality(total)
 
-# %% ../nbs/14a_cues.ipynb #ddaabc1b
+# %% ../nbs/14a_cues.ipynb #31fc21b9
 def threshold_counts(cam: Tensor, # float (B,C,h,w)
                      target: Tensor, # integer (B,h,w): mask
                      T: Tensor, # bool (B,C)
@@ -106,9 +109,11 @@ def threshold_counts(cam: Tensor, # float (B,C,h,w)
     check_cam(cam, T)
     edges, C = torch.as_tensor(thresholds, dtype=cam.dtype, device=cam.device), cam.shape[1]
     check(bool((edges.diff() > 0).all() and (edges >= 0).all()), f"the thresholds are {list(thresholds)[:4]}…", "rising numbers from 0", "sort them: sorted(set(thresholds))")
-    values, c = torch.nn.functional.pad(relative(cam, T), (0, 0, 0, 0, 0, 1)).topk(2, 1)      # a class of zeros, so that there are two
+    tagged = T.any(0).nonzero()[:, 0]
+    shares = torch.nn.functional.pad(relative(cam[:, tagged], T[:, tagged]), (0, 0, 0, 0, 0, 2))      # two maps of zeros, so that there always are two
+    values, best = shares.topk(2, 1)
     leaves, enters = torch.searchsorted(edges, values.transpose(0, 1).contiguous()).flatten(1)   # thresholds below each value
-    c, target = c[:, 0].flatten().clamp(max=C - 1), target.long().flatten() - 1
+    c, target = torch.nn.functional.pad(tagged, (0, 2))[best[:, 0].flatten()], target.long().flatten() - 1
     counts = torch.zeros(3, C, len(edges) + 1, dtype=torch.int64, device=cam.device)
     free = torch.ones_like(target, dtype=torch.bool) if background is None else ~background.flatten()
     for row, chosen in enumerate((free & (c == target), free & (target + 1 != IGNORE))):
