@@ -243,6 +243,13 @@ def test_crf_cues_label_every_pixel_with_an_allowed_class():
     assert torch.equal(crf_cues(cam, saliency, image, T, iterations=0).long(), cue_probabilities(cam, saliency, T).argmax(1))
 
 
+def test_crf_cues_keep_out_absent_classes(monkeypatch):
+    """Even if the CRF preferred a class that is not tagged, it would not be a cue."""
+    monkeypatch.setattr("wsss_nb.cues.mean_field", lambda H, image: H.roll(1, 1))
+    cam, T = torch.ones(1, 2, 3, 3), torch.tensor([[True, False]])
+    assert (crf_cues(cam, torch.ones(1, 3, 3), torch.zeros(1, 3, 3, 3, dtype=torch.uint8), T) == 0).all()
+
+
 def test_crf_cues_follow_the_picture():
     """A map that is sure of two thirds of a red square, and weaker than background in the rest, becomes the square."""
     image = torch.full((1, 3, 30, 40), 90, dtype=torch.uint8)

@@ -68,7 +68,7 @@ def slic(image: np.ndarray, # uint8 (h,w,3)
     from skimage import segmentation
     return _cut(image, longest, lambda x: segmentation.slic(x, n_segments=n, compactness=compactness, start_label=0))
 
-# %% ../nbs/12a_superpixels.ipynb #ed5409b5
+# %% ../nbs/12a_superpixels.ipynb #04efab12
 def superpixel_means(maps: np.ndarray | Tensor, # float (D,h,w), or (B,D,h,w) for tensors
                      segments: np.ndarray | Tensor, # integer (h,w), or (B,h,w)
                      n: int | None = None, # columns of the table; None: as many as there are regions, which makes a GPU wait
@@ -88,14 +88,12 @@ def superpixel_means(maps: np.ndarray | Tensor, # float (D,h,w), or (B,D,h,w) fo
 def _means(maps: Tensor, segments: Tensor, n: int) -> Tensor:
     "`superpixel_means` of a batch of tensors on any device."
     import torch
-    B, D = maps.shape[:2]
-    s = (segments.long() + n * torch.arange(B, device=segments.device)[:, None, None]).flatten()     # image b owns bn…bn+n-1
-    table = torch.zeros(D + 1, B * n, dtype=torch.float64, device=maps.device)
-    values = maps.transpose(0, 1).reshape(D, -1).double()
-    table[:D].index_add_(1, s, values)
-    table[D:].index_add_(1, s, torch.ones_like(values[:1]))
-    means = table[:D] / table[D:].clamp(min=1)
-    return means.view(D, B, n).transpose(0, 1).to(maps.dtype)
+    index = segments.long().flatten(1)[:, None]
+    table = torch.zeros(*maps.shape[:2], n, dtype=torch.float64, device=maps.device)
+    count = torch.zeros(len(maps), 1, n, dtype=torch.float64, device=maps.device)
+    table.scatter_add_(2, index.expand(-1, maps.shape[1], -1), maps.flatten(2).double())
+    count.scatter_add_(2, index, torch.ones_like(index, dtype=torch.float64))
+    return (table / count.clamp(min=1)).to(maps.dtype)
 
 
 def spread(means: np.ndarray | Tensor, # (D,n), or (B,D,n)
