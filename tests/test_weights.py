@@ -221,7 +221,7 @@ def test_a_refused_file_changes_nothing():
 def test_torch_files_of_both_kinds(zipped, tmp_path):
     """Zipped and old files, bare, wrapped, and saved from several GPUs, read the same."""
     own = small().state_dict()
-    for k, content in enumerate((own, {"epoch": 3, "state_dict": own}, {"model": {f"module.{name}": v for name, v in own.items()}}, {"network": own})):
+    for k, content in enumerate((own, {"epoch": 3, "state_dict": own}, {"model": {f"module.{name}": v for name, v in own.items()}}, {"network": own}, {"kind": "ours", "state": own})):
         torch.save(content, tmp_path / f"{k}.pth", _use_new_zipfile_serialization=zipped)
         found = read_weights(tmp_path / f"{k}.pth")
         assert list(found) == list(own) and all(torch.equal(found[name], v) for name, v in own.items())

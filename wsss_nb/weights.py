@@ -132,7 +132,7 @@ def read_mxnet(path: str | Path, # .params
     check(len(set(names)) == n, f"{path} names an array twice", "each name once", AGAIN)
     return dict(zip(names, arrays))
 
-# %% ../nbs/10b_weights.ipynb #6d254024
+# %% ../nbs/10b_weights.ipynb #421b954e
 def _read_torch(path: Path) -> object:
     "What torch.save wrote, without running anything in it."
     try:
@@ -166,7 +166,7 @@ def read_weights(path: str | Path, # .pth, .pt, .safetensors, .params
     if head[:8] == (0x112).to_bytes(8, "little"):
         return {name: torch.from_numpy(np.array(values)) for name, values in read_mxnet(path).items()}
     found = _read_safetensors(path) if path.suffix == ".safetensors" or head[8:] == b"{" else _read_torch(path)
-    for key in ("state_dict", "model", "network"):              # training scripts wrap their weights
+    for key in ("state_dict", "model", "network", "state"):              # training scripts wrap their weights
         found = found[key] if isinstance(found, Mapping) and isinstance(found.get(key), Mapping) else found
     check(isinstance(found, Mapping) and len(found) > 0 and all(isinstance(v, Tensor) for v in found.values()),
           f"{path} holds {type(found).__name__} and not only tensors by name", "a state_dict", "torch.save(network.state_dict(), path)")
