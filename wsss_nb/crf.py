@@ -19,12 +19,12 @@ from .meanfield import BILATERAL, SMOOTH, Gaussian, exact_mean_field, lattice_fe
 # %% auto #0
 __all__ = ['ENGINES', 'choose_engine', 'check_crf_input', 'active_classes', 'mean_field']
 
-# %% ../nbs/13d_crf.ipynb #a2819aaa
+# %% ../nbs/13d_crf.ipynb #717e5431
 def _exact(U: Tensor, image: Tensor, gaussians: tuple[Gaussian, ...], iterations: int) -> Tensor:
     "`exact_mean_field`, as many images at a time as fit."
     B, _, h, w = U.shape
-    room = torch.cuda.get_device_properties(U.device).total_memory // 2 if U.is_cuda else 2**31   # bytes; 2 GiB on a CPU
-    one = 3 * (h * w)**2 * U.element_size()   # two kernels and what it takes to make them
+    room = torch.cuda.get_device_properties(U.device).total_memory // 4 if U.is_cuda else 2**31   # bytes; 2 GiB on a CPU
+    one = 3 * 8 * (h * w)**2   # in float64: two kernels and what it takes to make them
     check(one <= room, f"engine='exact' wants {one / 2**30:.1f} GiB for one image of {h}×{w}", f"at most {room / 2**30:.1f} GiB",
           "take engine='lattice', or 'numba' on a CPU")
     parts = zip(U.split(room // one), image.split(room // one))

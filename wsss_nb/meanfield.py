@@ -58,31 +58,30 @@ def pixel_grid(h: int, w: int, device: torch.device | str = "cpu") -> Tensor: # 
     y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
     return torch.stack([x, y], -1).reshape(-1, 2).float()
 
-# %% ../nbs/13a_meanfield.ipynb #62d50e83
+# %% ../nbs/13a_meanfield.ipynb #9b271a1a
 def kernel_matrix(image: Tensor, # uint8 (B,3,h,w)
                   gaussian: Gaussian,
-                  dtype: torch.dtype = torch.float32,
-                  ) -> Tensor: # (B,h·w,h·w) or (1,h·w,h·w)
+                  ) -> Tensor: # float64 (B,h·w,h·w), or (1,h·w,h·w) when colour does not matter
     "weight · D^-½ K D^-½, K the Gaussian of distances and D the sums of its rows (pydensecrf's NORMALIZE_SYMMETRIC)."
-    distance = squared_distances(pixel_grid(*image.shape[2:], image.device))[None].to(dtype) / gaussian.sxy**2
+    distance = squared_distances(pixel_grid(*image.shape[2:], image.device))[None].double() / gaussian.sxy**2
     if gaussian.srgb is not None:
-        distance = distance + squared_distances(image.flatten(2).mT.float().contiguous()).to(dtype) / gaussian.srgb**2
-    K = distance.mul_(-.5).clamp_min_(-40).exp_()   # e^-40 is nothing, but no denormal number: CPUs take 100 times longer for those
+        distance = distance + squared_distances(image.flatten(2).mT.float().contiguous()).double() / gaussian.srgb**2
+    K = distance.mul_(-.5).exp_()
     scale = K.sum(-1, keepdim=True).rsqrt()
     return K.mul_(scale).mul_(scale.mT * gaussian.weight)
 
-# %% ../nbs/13a_meanfield.ipynb #352a7868
+# %% ../nbs/13a_meanfield.ipynb #8cd64488
 def exact_mean_field(U: Tensor, # float (B,1+C,h,w)
                      image: Tensor, # uint8 (B,3,h,w)
                      gaussians: tuple[Gaussian, ...], iterations: int,
-                     ) -> Tensor: # (B,1+C,h,w)
-    "Mean field with every pair of pixels: memory grows with (h·w)²."
-    logits = -U.flatten(2)
-    K = sum(kernel_matrix(image, gaussian, U.dtype) for gaussian in gaussians)
+                     ) -> Tensor: # (B,1+C,h,w), as precise as U
+    "Mean field with every pair of pixels, in float64; memory grows with (h·w)²."
+    logits = -U.flatten(2).double()
+    K = sum(kernel_matrix(image, gaussian) for gaussian in gaussians)
     Q = logits.softmax(1)
     for _ in range(iterations):
         Q = (logits + Q @ K).softmax(1)
-    return Q.view_as(U)
+    return Q.view(U.shape).to(U)
 
 # %% ../nbs/13a_meanfield.ipynb #9856bdd8
 def lattice_features(image: Tensor, # uint8 (B,3,h,w)
