@@ -57,7 +57,7 @@ def gather(team: Team, value: object) -> list:
         dist.all_gather_object(values, value)
     return values
 
-# %% ../nbs/06b_run.ipynb #9a46fa93
+# %% ../nbs/06b_run.ipynb #a9fa70fc
 class Seen(NamedTuple):
     "The losses of a batch or a part of it, still on the device."
     epoch: int
@@ -96,9 +96,9 @@ class Means:
                 for name, value in {"": 1., **news}.items():
                     sums[name] = sums.get(name, 0.) + seen.share * value
         self.fresh.clear()
-        faults = sorted(sum(gather(team, faults), []))
+        faults = sorted(sum(gather(team, faults), []), key=lambda fault: fault[0])
         check(not faults, faults[0][1] if faults else "", "a finite number",
-              "look at these images and their tags; if they are well, lower learning_rate, add warm_up, or set clip. last.pt is from before")
+              "look at these images and their tags; if they are well, lower learning_rate, add warm_up, or set clip; no checkpoint was written since")
 
 
 def _describe(losses: object) -> str:
@@ -114,7 +114,7 @@ def mean_losses(sums: list[dict[str, float]], # of every process
     means = {name: value / updates for name, value in total.items()}
     return {"loss": sum(means.values()), **means}
 
-# %% ../nbs/06b_run.ipynb #d5ca9c6e
+# %% ../nbs/06b_run.ipynb #df686a9e
 def facts_of(data: object, optimiser: torch.optim.Optimizer) -> dict:
     "What is remembered of data and groups, to refuse others later."
     ids = getattr(getattr(data, "data", None), "ids", ())
@@ -188,7 +188,7 @@ class Run:
         self.means.look(self.team)
         lost = [name for name, p in self.network.named_parameters() if not p.isfinite().all()]
         check(not lost, f"{lost[:1]} is not finite after update {self.iteration}", "finite weights",
-              "lower learning_rate, add warm_up, or set clip; last.pt is from before")
+              "lower learning_rate, add warm_up, or set clip; the last checkpoint is from before")
         mine = {"random": random_state(self.team.device), "line": self.means.line, "epoch": self.means.epoch}
         everyone, self.saved = gather(self.team, mine), time.perf_counter()
         if self.team.rank == 0:

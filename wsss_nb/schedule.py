@@ -59,7 +59,7 @@ def warm_up(iteration: int,
     "A ramp up to 1, whose first step is 1/length and not 0."
     return min(1., (iteration + 1) / max(1, length))
 
-# %% ../nbs/06_schedule.ipynb #7f4bcc57
+# %% ../nbs/06_schedule.ipynb #81b2c0e3
 @dataclass(frozen=True)
 class Training:
     "How a network is trained. `batch_size` counts the images of one update, however many processes share them."
@@ -102,7 +102,8 @@ class Training:
         check(self.optimiser in ("sgd", "adamw"), f"optimiser is {self.optimiser!r}", "sgd or adamw", "choose one of these")
         check(self.batch_size >= self.accumulate, f"a batch of {self.batch_size} is cut into {self.accumulate} parts", "an image in each",
               "batch_size counts all parts together: make it larger, or accumulate smaller")
-        factor_at(self, 0, 1, 1)
+        if not callable(self.schedule):
+            factor_at(self, 0, 1, 1)
 
 # %% ../nbs/06_schedule.ipynb #f4d26479
 def factor_at(settings: Training,
