@@ -109,9 +109,12 @@ def bad_inputs():
     cam, s, T = draw(1)
     nan = cam.clone()
     nan[1, 2, 3, 3] = torch.nan
+    low = cam.clone()
+    low[0, 1, 0, 0] = -torch.inf
     return {
         "NaN": (lambda: threshold_cues(nan, s, T), "image 1 of the batch hold NaN"),
         "infinity": (lambda: subtract_others(cam * torch.inf, T), "NaN or infinity"),
+        "minus infinity in one place": (lambda: threshold_cues(low, s, T), "image 0 of the batch hold NaN"),
         "saliency of another size": (lambda: threshold_cues(cam, s[:, :4], T), r"\(2, 4, 6\)"),
         "saliency of one image": (lambda: cue_probabilities(cam, s[:1], T), r"\(1, 5, 6\)"),
         "saliency up to 255": (lambda: threshold_cues(cam, s * 255, T), "in \\[0,1\\]"),
