@@ -132,6 +132,13 @@ def test_resnet50_is_torchvisions_made_finer(stride):
         assert torch.allclose(ours(image)[..., ::step, ::step], y, rtol=1e-4, atol=1e-5 * float(y.max()))
 
 
+def test_dilation_starts_as_late_as_it_can():
+    """At stride 16 only the last stage is dilated, so the stage before costs what it always did."""
+    for stride, cells in ((32, [4, 2]), (16, [4, 4]), (8, [8, 8])):
+        taps = on_paper(resnet, 50, stride).taps(torch.zeros(1, 3, 64, 64, device="meta"), ["layer3", "layer4"])
+        assert [tap.shape[2] for tap in taps.values()] == cells
+
+
 def second_resnet38(tensors: dict, x: torch.Tensor) -> dict[str, torch.Tensor]:
     """ResNet-38 written a second time, from the published layout: a table of blocks, no modules."""
     def norm(name, x):
