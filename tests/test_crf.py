@@ -8,9 +8,10 @@ from PIL import Image
 
 from wsss_nb.core import DataError
 from wsss_nb.crf import ENGINES, active_classes, choose_engine, mean_field
-from wsss_nb.lattice import _chains, _grown, _number, _place, _simplices, _softmax, build_lattice, geometry, lattice_filter
+from wsss_nb.lattice import _softmax, build_lattice, lattice_filter
 from wsss_nb.lattice_torch import build_tensor_lattice, filter_tensor
 from wsss_nb.meanfield import BILATERAL, SMOOTH, Gaussian, lattice_features, unary
+from wsss_nb.simplices import _chains, _grown, _number, _place, _simplices, geometry
 
 OURS = ("numba", "lattice", "exact")
 LATTICES = ("numba", "lattice")
