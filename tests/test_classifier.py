@@ -11,14 +11,44 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch import nn
 
-from wsss_nb.backbones import backbone
-from wsss_nb.classifier import (DSRG_CLASSIFIER, LUMA, TOY_CLASSIFIER, WST_CLASSIFIER, Grey, average_precision, bounded, is_grey, judging, make_grey,
-                                mean_quality, multilabel_loss, network_input, same_size, score_images, single_tag_loss, tag_quality, train_classifier)
+from wsss_nb.backbones import Classifier, backbone
+from wsss_nb.classifier import (
+    DSRG_CLASSIFIER,
+    LUMA,
+    TOY_CLASSIFIER,
+    WST_CLASSIFIER,
+    Grey,
+    average_precision,
+    bounded,
+    is_grey,
+    judging,
+    make_grey,
+    mean_quality,
+    multilabel_loss,
+    network_input,
+    same_size,
+    score_images,
+    set_dropout,
+    single_tag_loss,
+    tag_quality,
+    train_classifier,
+)
 from wsss_nb.core import DataError, generator
 from wsss_nb.creatures import THINGS
-from wsss_nb.pretraining import (class_folders, data_key, key_of, load_classifier, new_network, once, save_classifier, toy_classifier, toy_pretrained,
-                                 toy_voc)
+from wsss_nb.pretraining import (
+    class_folders,
+    data_key,
+    key_of,
+    load_classifier,
+    new_network,
+    once,
+    save_classifier,
+    toy_classifier,
+    toy_pretrained,
+    toy_voc,
+)
 from wsss_nb.tagged import TaggedImages
 from wsss_nb.toyvoc import make_pretraining_set
 from wsss_nb.voc import voc_folder
@@ -91,6 +121,17 @@ def test_every_preset_makes_squares_of_its_size(preset):
     see = preset.transform((.5,) * 3, (.25,) * 3)
     for shape in ((1, 1), (1, 500), (150, 200)):
         assert see(Sample(torch.rand(3, *shape)), generator(0)).image.shape == (3, preset.size, preset.size)
+
+
+def test_dropout_of_a_preset_goes_where_the_network_has_it():
+    """Into the head's dropout layers, and not a second time behind them; a network without such layers drops its last features."""
+    small = new_network("small", ("a",))
+    set_dropout(small, .5)
+    assert small.dropout.p == .5
+    head = nn.Sequential(nn.Conv2d(64, 8, 1), nn.Dropout(.1), nn.ReLU(), nn.Dropout(.2))
+    own = Classifier(small.trunk, 1, head, 8)
+    set_dropout(own, .5)
+    assert [m.p for m in head if isinstance(m, nn.Dropout)] == [.5, .5] and own.dropout.p == 0
 
 
 @pytest.mark.parametrize("wrong", [{"view": "zoom"}, {"loss": "hinge"}])

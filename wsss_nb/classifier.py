@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['LOSSES', 'TWENTY', 'WST_CLASSIFIER', 'DSRG_CLASSIFIER', 'TOY_CLASSIFIER', 'PRESETS', 'LUMA', 'LIMIT',
            'multilabel_loss', 'single_tag_loss', 'Preset', 'Grey', 'is_grey', 'make_grey', 'train_classifier',
-           'judging', 'bounded', 'network_input', 'same_size', 'score_images', 'average_precision', 'tag_quality',
-           'mean_quality', 'plot_quality_table']
+           'set_dropout', 'judging', 'bounded', 'network_input', 'same_size', 'score_images', 'average_precision',
+           'tag_quality', 'mean_quality', 'plot_quality_table']
 
 # %% ../nbs/10d_classifier.ipynb #327d8eb1
 def multilabel_loss(logits: Tensor, # (B,C)
@@ -53,7 +53,7 @@ def single_tag_loss(logits: Tensor, # (B,C)
 
 LOSSES = {"multilabel": multilabel_loss, "single": single_tag_loss}
 
-# %% ../nbs/10d_classifier.ipynb #f451a5e4
+# %% ../nbs/10d_classifier.ipynb #5362a961
 @dataclass(frozen=True)
 class Preset:
     "How a classifier is trained: what it sees of a picture, how fast its new layers learn, and the loop's settings."
@@ -65,7 +65,7 @@ class Preset:
     new: float = 10. # new layers learn this much faster than pretrained ones
     bias: float = 1. # and biases this much faster than weights
     bias_decay: float | None = None # weight decay of biases; None: as weights
-    dropout: float | None = None # of the last features; None: as the network was built
+    dropout: float | None = None # of the head; None: as the network was built
     loss: str = "multilabel" # or "single"
 
     def __post_init__(self):
@@ -122,7 +122,7 @@ def make_grey(network: Classifier) -> Classifier:
         network.trunk.train(old.training).to(network.weight.device)
     return network
 
-# %% ../nbs/10d_classifier.ipynb #b3e66ce2
+# %% ../nbs/10d_classifier.ipynb #38224ae5
 def train_classifier(data: TaggedImages,
                      network: Classifier, # changed in place
                      preset: Preset = TOY_CLASSIFIER,
@@ -140,10 +140,16 @@ def train_classifier(data: TaggedImages,
     if grey:
         make_grey(network)
     if preset.dropout is not None:
-        network.dropout.p = preset.dropout
+        set_dropout(network, preset.dropout)
     images = TrainingSet(data, preset.transform(network.mean, network.std), seed=seed)
     groups = network.groups(preset.new, preset.bias, preset.bias_decay)
     return fit(network, images, partial(_step, network, LOSSES[preset.loss]), replace(preset.training, seed=seed), folder, device, groups)
+
+
+def set_dropout(network: Classifier, share: float) -> None:
+    "Leave out this share: in the dropout layers of the head where it has some (VGG16), else of the last features."
+    for module in [m for m in network.head.modules() if isinstance(m, nn.Dropout)] or [network.dropout]:
+        module.p = share
 
 
 def _step(network: Classifier, loss: Callable[[Tensor, Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
