@@ -212,6 +212,7 @@ def test_feature_background_by_hand():
     """Two layers of 1×3 cells; a batch stretches each image for itself."""
     layers = [torch.tensor([[[0., 1, 3]], [[0, 0, 1]]]), torch.tensor([[[1., 2, 0]], [[1, 0, 2]]])]
     torch.testing.assert_close(feature_background(layers, (1, 3)), torch.tensor([[0, 1 / 4, 1]]))
+    torch.testing.assert_close(feature_background([layers[0], torch.tensor([[[0., 2, 0]]])], (1, 3)), torch.tensor([[0, 3 / 4, 1]]))    # a sum, no mean
     batch = feature_background([torch.stack([layer, 7 * layer]) for layer in layers], (1, 3))
     torch.testing.assert_close(batch, torch.tensor([[[0, 1 / 4, 1]], [[0, 1 / 4, 1]]]))
 
