@@ -140,7 +140,11 @@ def fit(network: nn.Module, # is trained in place
     forward = Together(network, step)
     if team.size > 1:
         forward = DistributedDataParallel(forward, find_unused_parameters=settings.find_unused)
-    train(run, forward, source, min(stop_after or plan.iterations, plan.iterations))
+    try:
+        train(run, forward, source, min(stop_after or plan.iterations, plan.iterations))
+    finally:
+        if run.writer:
+            run.writer.close()
     return run.history
 
 
