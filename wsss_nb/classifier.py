@@ -83,8 +83,8 @@ TWENTY = 2 * 10   # WST's epochs, DSRG's batch; the number itself is reserved fo
 WST_CLASSIFIER = Preset(Training(epochs=TWENTY, batch_size=16, learning_rate=1e-3, schedule="poly_epoch", power=.9))
 DSRG_CLASSIFIER = Preset(Training(iterations=8000, batch_size=TWENTY, learning_rate=5e-4, schedule="step", step_every=2000, step_factor=.1),
                          view="warp", bias=2., bias_decay=0., dropout=.5)
-TOY_CLASSIFIER = Preset(Training(epochs=10, batch_size=16, learning_rate=1e-3, weight_decay=.01, optimiser="adamw", warm_up=60, channels_last=True),
-                        size=96, low=.5, high=.9)
+TOY_CLASSIFIER = Preset(Training(epochs=10, batch_size=16, learning_rate=2e-3, weight_decay=.01, optimiser="adamw", warm_up=60, channels_last=True),
+                        size=112, low=.65, high=1.)
 PRESETS = {"wst": WST_CLASSIFIER, "dsrg": DSRG_CLASSIFIER, "toy": TOY_CLASSIFIER}
 
 # %% ../nbs/10d_classifier.ipynb #473a0174
