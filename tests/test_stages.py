@@ -112,7 +112,7 @@ def test_a_classifier_of_other_classes_is_refused(trained, tmp_path, toyvoc):
 
 
 def test_two_processes_train_one_classifier(toyvoc, tmp_path):
-    "torchrun with the command itself; one process alone reaches the same weights."
+    "torchrun with the command itself; the first process saves, scores and logs, once."
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -122,8 +122,8 @@ def test_two_processes_train_one_classifier(toyvoc, tmp_path):
     both = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", str(port), "--no-python", wsss_nb]
     done = subprocess.run([*both, *command, str(tmp_path / "two")], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    classify(voc_folder(toyvoc, "train"), tmp_path / "one", weights="random", device="cpu")
-    two, one = (load_classifier(tmp_path / name / "classifier.pt") for name in ("two", "one"))
-    assert two.classes == one.classes and one.weight.shape == two.weight.shape
-    first = [json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[0]) for name in ("two", "one")]
-    assert first[0].keys() == first[1].keys()
+    classify(voc_folder(toyvoc, "train"), tmp_path / "one", weights="random")
+    rows = [[json.loads(line)["epoch"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("two", "one")]
+    assert rows[0] == rows[1] == sorted(set(rows[0]))
+    assert load_classifier(tmp_path / "two/classifier.pt").classes == voc_folder(toyvoc, "train").classes
+    assert done.stdout.count("classifier.pt is trained") == 1

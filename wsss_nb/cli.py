@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['app', 'Seed', 'fill_boxes', 'predict_trivially', 'demo', 'result_picture', 'version', 'demo_command',
-           'toyvoc_command', 'score_command', 'main']
+           'toyvoc_command', 'score_command', 'classify_command', 'cues_command', 'main']
 
 # %% ../nbs/53_cli.ipynb #12dbf118
 def fill_boxes(found: Instances, # with boxes
@@ -74,7 +74,7 @@ def result_picture(data: TaggedImages, folder: Path, columns: int = 8) -> np.nda
     boxes = [overlay(image, read_labels(folder / f"predict/boxes/{data.ids[i]}.png")) for i, image in zip(shown, images)]
     return tile(images + masks + boxes, len(images))
 
-# %% ../nbs/53_cli.ipynb #51404cc5
+# %% ../nbs/53_cli.ipynb #392b4827
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help="Weakly supervised semantic segmentation from image-level tags. Start with: wsss_nb demo")
 
@@ -138,6 +138,46 @@ def score_command(predictions: Annotated[Path, typer.Argument(help="A folder of 
     print(result)
     if out:
         result.save(out)
+
+
+@app.command("classify")
+def classify_command(data: Annotated[Path, typer.Argument(help="A data set in VOC layout; only its tags are learned from.")],
+                     out: Annotated[Path, typer.Option(help="A folder; training goes on from what is in it.")],
+                     split: Annotated[str, typer.Option(help="A list of ImageSets/Segmentation.")] = "train",
+                     val: Annotated[str, typer.Option(help="The list whose tags score the result; empty for none.")] = "val",
+                     network: Annotated[str, typer.Option(help="small, vgg16, resnet50, resnet101, resnet38 or timm:NAME.")] = "small",
+                     weights: Annotated[str | None, typer.Option(help="imagenet, random, or a file; small has its own pretraining.")] = None,
+                     preset: Annotated[str, typer.Option(help="toy, wst or dsrg.")] = "toy",
+                     grey: Annotated[bool, typer.Option("--grey", help="Learn without colours.")] = False,
+                     seed: Seed = 0) -> None:
+    """Train a classifier on tags. On 4 GPUs: torchrun --nproc-per-node 4 --no-python wsss_nb classify …
+
+    Example: wsss_nb classify demo/toyvoc --out runs/grey --grey
+    """
+    from wsss_nb.stages import classify, is_first
+    quality = classify(voc_folder(data, split), out, network, weights, preset, grey, seed, voc_folder(data, val) if val else None)
+    for measure, values in quality.items():
+        print(f"{measure:20}" + "  ".join(f"{name} {value:.2f}" for name, value in values.items()))
+    if is_first():
+        print(f"{out / 'classifier.pt'} is trained")
+
+
+@app.command("cues")
+def cues_command(data: Annotated[Path, typer.Argument(help="A data set in VOC layout.")],
+                 classifiers: Annotated[list[Path], typer.Argument(help="Folders that wsss_nb classify filled.")],
+                 out: Annotated[Path, typer.Option(help="Where the cues go, a file a picture.")],
+                 split: Annotated[str, typer.Option(help="A list of ImageSets/Segmentation.")] = "train",
+                 scale: Annotated[list[float], typer.Option(help="Of the picture; give it several times.")] = [1., .75, .5],
+                 saliency: Annotated[Path | None, typer.Option(help="A folder of 8-bit maps, ID.png; by default none is needed.")] = None,
+                 model: Annotated[str, typer.Option(help="Whose saliency that is: extra supervision is disclosed.")] = "an unnamed model",
+                 size: Annotated[int | None, typer.Option(help="Store label maps of SIZE×SIZE; by default as large as the picture.")] = None) -> None:
+    """Make threshold and CRF cues at every scale, from every classifier. Goes on where it was stopped.
+
+    Example: wsss_nb cues demo/toyvoc runs/colour runs/grey --out runs/cues
+    """
+    from wsss_nb.stages import make_cues
+    made = make_cues(voc_folder(data, split), classifiers, out, scale, saliency, model, size and (size, size))
+    print(f"{made.folder} is complete")
 
 
 def main() -> None:
