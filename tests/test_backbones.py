@@ -202,7 +202,7 @@ def test_never_random_by_accident(tmp_path, monkeypatch):
         assert all(word in str(error.value) for word in (source.file, source.address, str(tmp_path / "checkpoints"), "To mend it: "))
     with pytest.raises(DataError, match="weights='random'"):
         backbone("small", 4)
-    for weights in ("Random", "", tmp_path / "nothing.pth"):
+    for weights in ("Random", "", None, 0, tmp_path / "nothing.pth"):
         with pytest.raises(DataError):
             backbone("small", 4, weights=weights)
 
@@ -219,6 +219,15 @@ def test_no_classes():
     """A classifier of nothing is refused."""
     with pytest.raises(DataError, match="n_classes is 0"):
         Classifier(small(), 0)
+    with pytest.raises(DataError, match="n_classes is '6'"):
+        Classifier(small(), "6")
+
+
+@pytest.mark.parametrize("image", [torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 8), torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 0, 8)])
+def test_what_is_no_batch_of_images_is_refused(image):
+    """Before torch speaks of it."""
+    with pytest.raises(DataError, match="the image is"):
+        Classifier(small(), 2).eval()(image)
 
 
 def test_by_position_is_strict():

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -570,7 +571,10 @@ def test_resume_of_another_run_is_refused(tmp_path):
 BAD = [({"data": Toy(0)}, "data set is empty"), ({"data": Toy(7)}, "larger than the data set of 7"), ({"accumulate": 9}, "cut into 9 parts"),
        ({"drop_last": False, "accumulate": 6}, "a batch of 5 images is cut into 6 parts"), ({"schedule": "poli"}, "expected constant, poly"),
        ({"optimiser": "adam"}, "sgd or adamw"), ({"epochs": 0}, "epochs is 0"), ({"clip": -1.}, "clip is -1"), ({"batch_size": 2.5}, "batch_size is 2.5"),
-       ({"learning_rate": math.nan}, "learning_rate is nan"), ({"iterations": 0}, "iterations is 0"), ({"seed": -1}, "seed is -1")]
+       ({"learning_rate": math.nan}, "learning_rate is nan"), ({"iterations": 0}, "iterations is 0"), ({"seed": -1}, "seed is -1"),
+       ({"learning_rate": "1e-3"}, "learning_rate is '1e-3'"), ({"amp": "false"}, "amp is 'false'"), ({"tensorboard": 1}, "tensorboard is 1"),
+       ({"schedule": lambda t, n, e: math.nan}, "gives nan for update 1"), ({"schedule": lambda t, n, e: -1.}, "gives -1"),
+       ({"schedule": lambda t, n, e: 1j}, "gives 1j"), ({"schedule": lambda t, n, e: None}, "gives None")]
 
 
 @pytest.mark.parametrize("options, message", BAD)
@@ -579,6 +583,28 @@ def test_bad_settings_are_refused(options, message):
     with pytest.raises(DataError, match=message) as error:
         train(**options)
     assert "\n" not in str(error.value) and "To mend it" in str(error.value)
+
+
+def test_resume_with_other_tags_or_facts_is_refused(tmp_path):
+    """The same ids with another tag, or another class list, are other data; so is whatever the caller names as a fact."""
+    class Tagged(Toy):
+        def __init__(self, tags, classes=("boat", "cow")):
+            super().__init__()
+            self.data = SimpleNamespace(ids=tuple(map(str, range(len(self)))), tags=tags, classes=classes)
+
+    tags = np.zeros((len(Toy()), 2), bool)
+    def go(data, **facts):
+        torch.manual_seed(0)
+        return fit(net := network(), data, step_of(net), Training(**PLAIN), tmp_path, "cpu", facts=facts, stop_after=2)
+
+    go(Tagged(tags), grey=False)
+    go(Tagged(tags.copy()), grey=False)
+    other = tags.copy()
+    other[3, 1] = True
+    for message, data, facts in (("tags is", Tagged(other), {"grey": False}), ("classes is", Tagged(tags, ("cow", "boat")), {"grey": False}),
+                                 ("grey is True now and was False", Tagged(tags), {"grey": True}), ("grey is None now", Tagged(tags), {})):
+        with pytest.raises(DataError, match=message):
+            go(data, **facts)
 
 
 @pytest.mark.parametrize("losses, message", [

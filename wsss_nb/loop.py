@@ -113,7 +113,7 @@ def _put(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
     batch = batch.to(device)
     return replace(batch, image=batch.image.contiguous(memory_format=torch.channels_last)) if channels_last else batch
 
-# %% ../nbs/06c_loop.ipynb #b3da467e
+# %% ../nbs/06c_loop.ipynb #8cc52300
 def fit(network: nn.Module, # is trained in place
         data: object, # len(data), and data[epoch, i] for `join`: a TrainingSet
         step: Callable[[Batch], dict[str, Tensor]], # {name: scalar}; calls the network; the loop adds the losses up
@@ -121,6 +121,7 @@ def fit(network: nn.Module, # is trained in place
         folder: str | Path | None = None, # receives last.pt and log.jsonl, and is resumed from
         device: str | torch.device | None = None, # None: a GPU where there is one
         groups: list[dict] | None = None, # {"params": [...], "scale": 10., "decay": 0.}
+        facts: dict | None = None, # more that must be the same when the run goes on: numbers, texts, lists of them
         join: Callable = collate, # items -> Batch
         stop_after: int | None = None, # leave, with a checkpoint, when so many updates are done
         ) -> list[dict]: # one row an epoch: the mean of each loss, learning rate, seconds
@@ -130,7 +131,7 @@ def fit(network: nn.Module, # is trained in place
     plan, folder = make_plan(len(data), settings, team.size), None if folder is None else Path(folder)
     network.to(team.device, memory_format=torch.channels_last if settings.channels_last else torch.preserve_format).train()
     optimiser = make_optimiser(network, settings, groups)
-    run = Run(network, optimiser, settings, plan, team, facts_of(data, optimiser), folder)
+    run = Run(network, optimiser, settings, plan, team, facts_of(data, optimiser) | (facts or {}), folder)
     seed_everything(settings.seed + team.rank)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)

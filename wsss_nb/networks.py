@@ -227,13 +227,14 @@ def timm_trunk(name: str,
     last = getattr(getattr(network, "output_fmt", None), "value", "NCHW") == "NHWC"
     return Trunk({"timm": TimmMap(network, last)}, info.channels()[-1], info.reduction()[-1], config["mean"], config["std"])
 
-# %% ../nbs/10a_networks.ipynb #47644f6e
+# %% ../nbs/10a_networks.ipynb #94839c5b
 TRUNKS: dict[str, Callable[..., Trunk]] = {
     "small": small, "vgg16": vgg16, "resnet50": partial(resnet, 50), "resnet101": partial(resnet, 101), "resnet38": resnet38}
 
 
 def require_backbone(name: str) -> str:
     "The name of a trunk, or an error that offers those like it; what comes after timm: is timm's to know."
+    check(isinstance(name, str), f"the backbone is {name!r}", f"a name: {', '.join(TRUNKS)} or timm:NAME", "write the name in quotes")
     return name if name.startswith("timm:") else require_name(name, [*TRUNKS, "timm:NAME"], "backbone")
 
 

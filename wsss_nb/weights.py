@@ -22,10 +22,10 @@ from .networks import Trunk
 
 # %% auto #0
 __all__ = ['AGAIN', 'V1', 'V2', 'V3', 'MXNET_TYPES', 'BFLOAT16', 'DEEPEST', 'MXNET_PARTS', 'ENDS', 'TORCHVISION', 'SOURCES',
-           'some', 'check_fit', 'load_weights', 'ByteReader', 'read_mxnet', 'read_weights', 'resnet38_name', 'rename',
-           'Source', 'digest', 'fetch']
+           'some', 'check_fit', 'load_weights', 'ByteReader', 'read_mxnet', 'read_torch', 'read_weights',
+           'resnet38_name', 'rename', 'Source', 'digest', 'fetch']
 
-# %% ../nbs/10b_weights.ipynb #3c03d937
+# %% ../nbs/10b_weights.ipynb #c6882f2f
 def some(names: list[str]) -> str:
     "The first three, and how many more."
     return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}" or "none"
@@ -42,6 +42,9 @@ def check_fit(own: Mapping[str, Tensor], # of the network, by name
               for name in own if name in tensors and tensors[name].shape != own[name].shape]
     check(not lacks and not extra and not shapes, f"{source} is of another network: missing {some(lacks)}; not expected {some(extra)}; of another shape {some(shapes)}",
           f"the {len(own)} arrays of this network", "take the file that belongs to it, or the network that belongs to the file")
+    kinds = [f"{name} {tensors[name].dtype}" for name, v in own.items() if name in tensors and tensors[name].is_floating_point() != v.is_floating_point()]
+    check(not kinds, f"{source} holds whole numbers or complex ones where the network has fractions, or the reverse: {some(kinds)}", "floating point weights",
+          "take the file before it was quantised")
     broken = [name for name, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
     check(not broken, f"{source} holds NaN or infinity in {some(broken)}", "finite numbers", "the training it comes from diverged: take an earlier file")
 
@@ -132,8 +135,8 @@ def read_mxnet(path: str | Path, # .params
     check(len(set(names)) == n, f"{path} names an array twice", "each name once", AGAIN)
     return dict(zip(names, arrays))
 
-# %% ../nbs/10b_weights.ipynb #421b954e
-def _read_torch(path: Path) -> object:
+# %% ../nbs/10b_weights.ipynb #4a15139d
+def read_torch(path: Path) -> object:
     "What torch.save wrote, without running anything in it."
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -165,7 +168,7 @@ def read_weights(path: str | Path, # .pth, .pt, .safetensors, .params
         head = file.read(9)
     if head[:8] == (0x112).to_bytes(8, "little"):
         return {name: torch.from_numpy(np.array(values)) for name, values in read_mxnet(path).items()}
-    found = _read_safetensors(path) if path.suffix == ".safetensors" or head[8:] == b"{" else _read_torch(path)
+    found = _read_safetensors(path) if path.suffix == ".safetensors" or head[8:] == b"{" else read_torch(path)
     for key in ("state_dict", "model", "network", "state"):              # training scripts wrap their weights
         found = found[key] if isinstance(found, Mapping) and isinstance(found.get(key), Mapping) else found
     check(isinstance(found, Mapping) and len(found) > 0 and all(isinstance(v, Tensor) for v in found.values()),
