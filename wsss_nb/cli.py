@@ -74,7 +74,7 @@ def result_picture(data: TaggedImages, folder: Path, columns: int = 8) -> np.nda
     boxes = [overlay(image, read_labels(folder / f"predict/boxes/{data.ids[i]}.png")) for i, image in zip(shown, images)]
     return tile(images + masks + boxes, len(images))
 
-# %% ../nbs/53_cli.ipynb #392b4827
+# %% ../nbs/53_cli.ipynb #d8dfc40b
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help="Weakly supervised semantic segmentation from image-level tags. Start with: wsss_nb demo")
 
@@ -176,7 +176,7 @@ def cues_command(data: Annotated[Path, typer.Argument(help="A data set in VOC la
     Example: wsss_nb cues demo/toyvoc runs/colour runs/grey --out runs/cues
     """
     from wsss_nb.stages import make_cues
-    made = make_cues(voc_folder(data, split), classifiers, out, scale, saliency, model, size and (size, size))
+    made = make_cues(voc_folder(data, split), classifiers, out, scale, saliency, model, None if size is None else (size, size))
     print(f"{made.folder} is complete")
 
 
