@@ -184,7 +184,26 @@ def test_no_gradient_and_the_mode_comes_back(network):
     network.eval()
 
 
-@pytest.mark.parametrize("scales", [(), (0.,), (1., -.5)])
+@pytest.mark.parametrize("features, weight", [
+    (torch.ones(1, 3, 2, 2), torch.full((4, 3), math.nan)), (torch.full((1, 3, 2, 2), 1e38), torch.full((4, 3), 100.)),
+    (torch.full((1, 3, 2, 2), 6e4, dtype=torch.float16), torch.ones(4, 3, dtype=torch.float16)), (torch.full((1, 3, 2, 2), -math.inf), torch.ones(4, 3))])
+def test_scores_that_are_not_finite_are_refused(features, weight):
+    """Weights that hold NaN, and sums that run over, though the features are finite."""
+    with pytest.raises(DataError, match="image 0 of the batch"):
+        class_activation(features, weight, torch.ones(1, 4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("image, T, size, message", [
+    (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ALL, None, "uint8"), (torch.zeros(1, 1, 8, 8), ALL, None, r"\(1, 1, 8, 8\)"),
+    (torch.zeros(3, 8, 8), ALL, (8, 8), r"\(3, 8, 8\)"), (torch.zeros(1, 3, 8, 8), ALL[0], None, "tags T"), (torch.zeros(1, 3, 8, 8), ALL.float(), None, "tags T"),
+    (torch.zeros(1, 3, 8, 8), ALL, (0, 5), "maps of size"), (torch.zeros(1, 3, 8, 8), ALL, (5,), "maps of size")])
+def test_images_tags_and_sizes_that_cannot_be(network, image, T, size, message):
+    """One line instead of a traceback out of a convolution."""
+    with pytest.raises(DataError, match=message):
+        activation_maps(network, image, T, size=size)
+
+
+@pytest.mark.parametrize("scales", [(), (0.,), (1., -.5), (math.nan,), (math.inf,)])
 def test_senseless_scales_are_refused(network, scales):
     """At least one, and positive."""
     with pytest.raises(DataError, match="positive"):
@@ -202,6 +221,13 @@ def test_merging_by_hand():
     assert not merge_scales(maps)[1].any()
     with pytest.raises(DataError, match="median"):
         merge_scales(maps, "median")
+
+
+def test_no_scale_cannot_be_merged():
+    """The mean of nothing would be NaN."""
+    for maps in (torch.zeros(0, 2, 3, 3), torch.zeros(3, 3)):
+        with pytest.raises(DataError, match="at least one scale"):
+            merge_scales(maps)
 
 
 # ---- from files -----------------------------------------------------------------------------------------------------------

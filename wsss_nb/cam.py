@@ -18,7 +18,7 @@ from .tagged import TaggedImages
 __all__ = ['SCALES', 'class_scores', 'by_maximum', 'require_finite', 'class_activation', 'activation_maps', 'merge_scales',
            'maps_of']
 
-# %% ../nbs/11_cam.ipynb #2e0543b2
+# %% ../nbs/11_cam.ipynb #a2716144
 def class_scores(features: Tensor, # float (B,D,h,w)
                  weight: Tensor, # (C,D)
                  ) -> Tensor: # float (B,C,h,w), positive and negative
@@ -33,14 +33,14 @@ def by_maximum(maps: Tensor, # float (…,h,w), not negative
     return maps / peak.masked_fill(peak == 0, 1)
 
 
-def require_finite(features: Tensor, # float (B,…)
+def require_finite(values: Tensor, # float (B,…)
                    ids: tuple[str, ...] = (), # of the images, for the message
                    ) -> None:
-    "Refuse features that hold NaN or infinity, by the name of their image."
-    bad = (~features.isfinite()).flatten(1).any(1)
+    "Refuse features or scores that hold NaN or infinity, by the name of their image."
+    bad = (~values.isfinite()).flatten(1).any(1)
     if bad.any():
         b = int(bad.nonzero()[0])
-        check(False, f"the features of {ids[b] if ids else f'image {b} of the batch'} hold NaN or infinity", "finite numbers",
+        check(False, f"what the network says of {ids[b] if ids else f'image {b} of the batch'} holds NaN or infinity", "finite numbers",
               "look at that picture; if it is whole, the network diverged: train it again with a smaller learning rate")
 
 
@@ -51,8 +51,9 @@ def class_activation(features: Tensor, # float (B,D,h,w)
                      ) -> Tensor: # float (B,C,h,w) in [0,1]; zero for absent classes
     "Where each tagged class is seen, its strongest place being 1 (WST eq. 2–3)."
     _require_shapes(features, weight, T)
-    require_finite(features, ids)
-    return by_maximum(class_scores(features, weight).relu() * T[:, :, None, None])
+    scores = class_scores(features, weight)
+    require_finite(scores, ids)   # so are features and weights: NaN and infinity survive a sum of products
+    return by_maximum(scores.relu() * T[:, :, None, None])
 
 
 def _require_shapes(features: Tensor, weight: Tensor, T: Tensor) -> None:
@@ -61,7 +62,7 @@ def _require_shapes(features: Tensor, weight: Tensor, T: Tensor) -> None:
           f"features {tuple(features.shape)}, weights {tuple(weight.shape)} and tags {tuple(T.shape)} do not belong together",
           "(B,D,h,w), (C,D) and (B,C)", "take network.features(image), network.weight and the tags of the same images")
 
-# %% ../nbs/11_cam.ipynb #520e0ed3
+# %% ../nbs/11_cam.ipynb #6efffdb8
 SCALES = (1., .75, .5)   # WST 4.3
 
 
@@ -75,8 +76,10 @@ def activation_maps(network: Classifier,
                     ids: tuple[str, ...] = (), # of the images, for messages
                     ) -> Tensor: # float (S,B,C,h,w), one map a scale
     "Class activation maps at several scales, each enlarged to the image and only then divided by its maximum (WST 4.3)."
-    check(len(scales) > 0 and min(scales) > 0, f"scales are {scales}", "positive factors", "scales=(1., .75, .5)")
+    check_tags(T)
+    check(len(scales) > 0 and all(0 < scale < float("inf") for scale in scales), f"scales are {scales}", "positive factors", "scales=(1., .75, .5)")
     size = tuple(size or image.shape[2:])
+    check(len(size) == 2 and min(size) > 0, f"maps of size {size} are asked for", "h, w, both at least 1", "size=(41, 41), or None for the size of the image")
     maps = image.new_zeros(len(scales), *T.shape, *size)
     b, c = T.nonzero(as_tuple=True)   # absent classes are never enlarged
     with judging(network):
@@ -92,10 +95,10 @@ def _one_scale(network: Classifier, image: Tensor, T: Tensor, scale: float, flip
     image = image if size == tuple(image.shape[2:]) else interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
     features = network.features(image)
     _require_shapes(features, network.weight, T)
-    require_finite(features, ids)
     scores = class_scores(features, network.weight)
     if flip:
         scores = (scores + class_scores(network.features(image.flip(-1)), network.weight).flip(-1)) / 2
+    require_finite(scores, ids)
     return scores.relu()
 
 
@@ -104,6 +107,7 @@ def merge_scales(maps: Tensor, # float (S,…,h,w): scales first
                  normalise: bool = True, # divide by the maximum again
                  ) -> Tensor: # float (…,h,w)
     "One map of several scales (WST table 3's baselines)."
+    check(maps.ndim > 2 and len(maps) > 0, f"maps have shape {tuple(maps.shape)}", "(S,…,h,w), at least one scale", "hand over what activation_maps returns")
     check(how in ("average", "maximum"), f"how is {how!r}", "'average' or 'maximum'", "choose one of the two")
     merged = maps.mean(0) if how == "average" else maps.amax(0)
     return by_maximum(merged) if normalise else merged
