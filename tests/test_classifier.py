@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -397,6 +399,48 @@ def test_files_that_are_no_classifier_are_refused(tmp_path):
         save_classifier(tmp_path / "nameless.pt", network, "small")
 
 
+@pytest.mark.parametrize("name, stride", [("resnet50", 16), ("resnet50", 8), ("timm:tf_efficientnet_lite0", 8), ("timm:tf_efficientnet_lite0", None)])
+def test_the_stride_is_saved_too(tmp_path, name, stride):
+    """A network made finer or coarser comes back with that stride and the same features."""
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    network = backbone(name, 2, weights="random", stride=stride).eval()
+    network.classes = ("boat", "cow")
+    save_classifier(tmp_path / "a.pt", network, name)
+    again, image = load_classifier(tmp_path / "a.pt"), torch.rand(1, 3, 65, 90)
+    with torch.no_grad():
+        assert again.stride == network.stride and torch.equal(again.features(image), network.features(image))
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path):
+    """Another backbone's name, a network of one's own, weights that are not finite: refused before there is a file."""
+    def named(network):
+        network.classes = ("boat", "cow")
+        return network
+    broken = named(new_network("small", ("boat", "cow")))
+    torch.nn.init.constant_(broken.linear.bias, math.nan)
+    unbiased = named(Classifier(new_network("small", ("boat", "cow")).trunk, 2, bias=False))
+    for network, name in ((named(new_network("small", ("boat", "cow"))), "resnet50"), (unbiased, "small"), (broken, "small"),
+                          (named(new_network("small", ("boat", "cow"))), "smal")):
+        with pytest.raises(DataError, match="To mend it"):
+            save_classifier(tmp_path / "a.pt", network, name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda s: {"state": 3}, "save_classifier"), (lambda s: {"state": {k: v.to(torch.int8) for k, v in s["state"].items()}}, "quantised"),
+    (lambda s: {"state": {k: v * torch.nan if v.is_floating_point() else v for k, v in s["state"].items()}}, "NaN"),
+    (lambda s: {"backbone": "resnet50", "stride": 8}, "another network"), (lambda s: {"stride": 7}, "stride 7"), (lambda s: {"kind": "x"}, "save_classifier")])
+def test_tampered_files_are_refused(tmp_path, change, message):
+    """Each part of a file is looked at."""
+    save_classifier(tmp_path / "good.pt", new_network("small", ("boat", "cow")), "small")
+    saved = torch.load(tmp_path / "good.pt", weights_only=True)
+    torch.save(saved | change(saved), tmp_path / "bad.pt")
+    with pytest.raises(DataError, match=message) as error:
+        load_classifier(tmp_path / "bad.pt")
+    assert len(str(error.value).splitlines()) == 1
+
+
 # ---- pretraining, kept ------------------------------------------------------------------------------------------------
 
 def test_class_folders(tmp_path):
@@ -478,3 +522,59 @@ def test_keys_change_with_what_they_name(train, tmp_path):
     Image.fromarray(np.eye(3, dtype=np.uint8)[..., None].repeat(3, 2)).save(tmp_path / "0.png")
     assert len(keys | {data_key(data)}) == 5
     assert key_of(TOY_CLASSIFIER) != key_of(QUICK)
+
+
+def test_keys_change_with_the_code(tmp_path, monkeypatch, train):
+    """Another statement is another key, another comment or line break is not; toy networks are named by what draws and trains them."""
+    import wsss_nb.pretraining as p
+    keys = []
+    for source in ("a = (1,\n 2)  # a pair\n", "# %% cell 7\na = (1, 2)", "a = (1, 3)"):
+        (tmp_path / "m.py").write_text(source)
+        keys.append(p.code_key(SimpleNamespace(__file__=str(tmp_path / "m.py"))))
+    assert keys[0] == keys[1] != keys[2]
+    assert {"loop", "schedule", "run", "classifier", "networks", "backbones", "transforms"} <= {m.__name__.split(".")[1] for m in p.TRAINING}
+    names = []
+    monkeypatch.setattr(p, "once", lambda path, make: names.append(path.name))
+    monkeypatch.setattr(p, "load_classifier", lambda *arguments: None)
+    for _ in range(2):
+        toy_pretrained(folder=tmp_path), toy_classifier(train, cache=tmp_path)
+        monkeypatch.setattr(p, "TRAINING", p.TRAINING[1:])
+    assert len(set(names)) == 4
+
+
+def test_the_code_says_what_it_needs():
+    """filelock is asked for by name, and not left to others to bring."""
+    assert "filelock" in (Path(__file__).parents[1] / "settings.ini").read_text()
+
+
+@pytest.mark.parametrize("image", [np.zeros((5, 5), np.uint8), np.zeros((5, 5, 4), np.uint8), np.zeros((5, 5, 3)), np.zeros((0, 5, 3), np.uint8)])
+def test_what_is_no_picture_is_refused(image):
+    """Grey without channels, four channels, fractions, nothing."""
+    with pytest.raises(DataError, match="the picture is"):
+        network_input(new_network("small", ("boat",)), image)
+
+
+@pytest.mark.parametrize("wrong", [{"size": 0}, {"size": 32.5}, {"low": 0.}, {"low": 2., "high": 1.}, {"low": math.nan}, {"high": math.inf},
+                                   {"new": -1.}, {"bias": math.nan}, {"dropout": 1.}, {"dropout": math.nan}])
+def test_bad_presets_are_refused(wrong):
+    """By the name of the value."""
+    with pytest.raises(DataError, match=f"{list(wrong)[0]} is"):
+        replace(TOY_CLASSIFIER, **wrong)
+
+
+def test_losses_refuse_tags_of_other_images():
+    """One row of tags would otherwise be shared by all images, without a word."""
+    for loss in (multilabel_loss, single_tag_loss):
+        for T in (torch.ones(1, 3, dtype=torch.bool), torch.ones(2, 4, dtype=torch.bool), torch.ones(3, dtype=torch.bool)):
+            with pytest.raises(DataError, match="do not belong together"):
+                loss(torch.zeros(2, 3), T)
+
+
+def test_a_colour_run_does_not_go_on_in_grey(train, tmp_path):
+    """Nor at another size: nothing else would tell, since the weights have the same shapes."""
+    network = new_network("small", train.classes)
+    train_classifier(train, network, epochs(1), tmp_path)
+    with pytest.raises(DataError, match="grey is True now and was False"):
+        train_classifier(train, new_network("small", train.classes), epochs(1), tmp_path, grey=True)
+    with pytest.raises(DataError, match="size is 56 now and was 48"):
+        train_classifier(train, new_network("small", train.classes), replace(epochs(1), size=56), tmp_path)
