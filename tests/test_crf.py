@@ -1,5 +1,6 @@
 """The fully connected CRF: each engine against another program, a brute force, or numbers worked by hand."""
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from wsss_nb.crf import ENGINES, active_classes, choose_engine, mean_field
 from wsss_nb.lattice import _softmax, build_lattice, lattice_filter
 from wsss_nb.lattice_torch import build_tensor_lattice, filter_tensor
 from wsss_nb.meanfield import BILATERAL, SMOOTH, Gaussian, lattice_features, unary
-from wsss_nb.simplices import _chains, _grown, _number, _place, _simplices, geometry
+from wsss_nb.simplices import _chains, _grown, _number, _place, _simplices, compiled, geometry
 
 OURS = ("numba", "lattice", "exact")
 LATTICES = ("numba", "lattice")
@@ -386,3 +387,27 @@ def test_gpu_equals_cpu(engine):
     Q = mean_field(H.cuda(), image.cuda(), scale=12, engine=engine)
     assert Q.is_cuda
     torch.testing.assert_close(Q.cpu(), mean_field(H, image, scale=12, engine=engine), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("threads", [1, None, 4])
+def test_callers_in_several_threads(threads):
+    """Eight threads that each call the numba engine get what one gets alone."""
+    jobs = [(probabilities(5, 20 + k, 31, seed=k), noise(20 + k, 31, seed=k)) for k in range(12)]
+    alone = [mean_field(*job, scale=4, engine="numba", threads=1) for job in jobs]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda job: mean_field(*job, scale=4, engine="numba", threads=threads), jobs))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together))
+
+
+def test_no_folder_for_machine_code(monkeypatch):
+    """Where nothing can be written numba refuses to cache, and the function is compiled all the same."""
+    refuse = lambda *a, **k: (_ for _ in ()).throw(RuntimeError("cannot cache function: no locator available"))
+    monkeypatch.setattr("numba.core.caching.FunctionCache.__init__", refuse)
+    assert compiled()(lambda x: x + 1)(1) == 2
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_threads_below_one_are_refused(threads):
+    """No silent default."""
+    with pytest.raises(DataError, match="threads is"):
+        mean_field(probabilities(3, 4, 5), noise(4, 5), threads=threads)

@@ -293,3 +293,49 @@ def test_the_whole_way_on_toyvoc(toyvoc):
         return threshold_cues(snap_to_superpixels(cam, segments), torch.tensor(robust_background(image))[None], T, foreground=.5)[0].numpy()
     q = cue_quality(cues, data)
     assert q["precision"] > .9 and q["recall"] > .7 and q["background_precision"] > .9
+
+
+def more_bad_inputs():
+    """name -> (call, what the message names)."""
+    cam, s, T = draw(2)
+    mask, S = torch.zeros(2, 5, 6, dtype=torch.uint8), s.byte()
+    return {
+        "arrays": (lambda: threshold_cues(cam.numpy(), s, T), "activation maps are float32"),
+        "means of whole numbers": (lambda: snap_to_superpixels(cam > 0, mask.long()), "maps are torch.bool"),
+        "superpixels below 0": (lambda: snap_to_superpixels(cam, mask.long() - 1), "numbered -1"),
+        "superpixels as floats": (lambda: snap_to_superpixels(cam, s), "whole numbers"),
+        "conflicts of nothing": (lambda: conflicts(), "one shape"),
+        "conflicts of two sizes": (lambda: conflicts(S, S[:, :3]), "one shape"),
+        "no thresholds": (lambda: threshold_counts(cam, mask, T, []), "rising"),
+        "a mask of another size": (lambda: threshold_counts(cam, mask[:, :3], T, [.2]), "enlarge the maps"),
+        "a mask of other classes": (lambda: threshold_counts(cam, mask + 9, T, [.2]), "S holds|supervision|label"),
+        "background of another size": (lambda: threshold_counts(cam, mask, T, [.2], s[:1] < .1), "enlarge the maps"),
+    }
+
+
+@pytest.mark.parametrize("name", more_bad_inputs())
+def test_what_would_be_silent_is_refused(name):
+    """Whole numbers are not averaged to whole numbers, and no mask is counted that does not fit."""
+    call, message = more_bad_inputs()[name]
+    with pytest.raises(DataError, match=message):
+        call()
+
+
+def test_crf_cues_in_half_precision():
+    """Maps from mixed precision are divided in float32: the shares sum to 1, and the CRF takes them."""
+    cam, s, T = draw(3)
+    H = cue_probabilities(cam.bfloat16(), s.bfloat16(), T)
+    assert H.dtype == torch.float32 and torch.allclose(H.sum(1), torch.ones(2, 5, 6))
+    assert crf_cues(cam.bfloat16(), s.bfloat16(), torch.zeros(2, 3, 5, 6, dtype=torch.uint8), T).shape == s.shape
+
+
+@pytest.mark.parametrize("tags", [[], [2], [0, 3], [0, 1, 2, 3]], ids=str)
+def test_active_classes_are_the_tags(tags):
+    """classes_above=0 gives the cues of background and tagged classes alone."""
+    g = torch.Generator().manual_seed(0)
+    cam, s, image = torch.rand(1, 4, 15, 20, generator=g), torch.rand(1, 15, 20, generator=g), torch.randint(0, 256, (1, 3, 15, 20), generator=g, dtype=torch.uint8)
+    T = torch.zeros(1, 4, dtype=torch.bool)
+    T[0, tags] = True
+    found = crf_cues(cam, s, image, T, scale=5, classes_above=0.)
+    alone = crf_cues(cam[:, tags or [0]], s, image, T[:, tags or [0]], scale=5)
+    assert torch.equal(torch.tensor([0, *[1 + t for t in tags or [0]]])[alone.long()], found.long())

@@ -93,3 +93,19 @@ def test_shrink_averages_and_enlarge_repeats():
     assert shrink(np.array([[[0] * 3, [10] * 3, [4] * 3, [6] * 3]], np.uint8), 2)[..., 0].tolist() == [[5, 5]]
     assert enlarge(np.array([[1, 2], [3, 4]]), (3, 4)).tolist() == [[1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]   # the middle row's centre is on the edge, which belongs below
     assert enlarge(np.arange(12).reshape(3, 4), (1, 2)).shape == (1, 2)
+
+
+@pytest.mark.parametrize("call", [lambda x: slic(x, 0), lambda x: slic(x, compactness=0), lambda x: slic(x, longest=0), lambda x: felzenszwalb(x, scale=float("nan")),
+                                  lambda x: felzenszwalb(x, sigma=-1), lambda x: felzenszwalb(x.tolist())])
+def test_nonsense_settings_are_refused(call):
+    """No region, no size, no picture."""
+    with pytest.raises(DataError, match="To mend it"):
+        call(np.zeros((9, 9, 3), np.uint8))
+
+
+@pytest.mark.parametrize("wrong", [lambda s: s - 1, lambda s: s.astype(float), lambda s: s[:0]])
+def test_superpixels_are_numbered_from_zero(wrong):
+    """Negative numbers and fractions name no superpixel."""
+    segments = wrong(np.zeros((4, 5), int))
+    with pytest.raises(DataError, match="To mend it"):
+        superpixel_means(np.ones((1, *segments.shape)), segments)

@@ -75,12 +75,12 @@ def choose_engine(engine: str, # a name of ENGINES, or auto
     small = h * w <= 64 * 64
     return engine if engine != "auto" else "numba" if device.type != "cuda" else "exact" if small else "lattice"
 
-# %% ../nbs/13e_crf.ipynb #163ddf13
+# %% ../nbs/13e_crf.ipynb #4bc264be
 def check_crf_input(H: Tensor, image: Tensor) -> None:
     "Probabilities and bytes of the same size, on the same device."
     check(image.dtype == torch.uint8 and image.ndim == 4 and image.shape[1] == 3, f"the image is {image.dtype} of shape {tuple(image.shape)}",
           "uint8 (B,3,h,w), RGB, 0…255, not normalised", "torch.from_numpy(picture).permute(2, 0, 1)[None] for a picture as it was read")
-    check(H.dtype in (torch.float32, torch.float64), f"H is {H.dtype}", "float32", "logits.float().softmax(1): shorter numbers don't sum to 1")
+    check(isinstance(H, Tensor) and H.dtype in (torch.float32, torch.float64), f"H is {type(H).__name__} of {H.dtype}", "a tensor of float32", "logits.float().softmax(1): shorter numbers don't sum to 1")
     check(H.ndim == 4 and len(H) == len(image) and H.shape[2:] == image.shape[2:] and H.device == image.device,
           f"H has shape {tuple(H.shape)} on {H.device}, the image {tuple(image.shape)} on {image.device}", "(B,1+C,h,w) and (B,3,h,w)",
           "torch.nn.functional.interpolate one of them to the other's size; .to the same device")
@@ -96,7 +96,7 @@ def active_classes(H: Tensor, # float (B,1+C,h,w)
     top = H.amax((2, 3))
     return (top > above) | (top == top.amax(1, keepdim=True))
 
-# %% ../nbs/13e_crf.ipynb #0aa52f78
+# %% ../nbs/13e_crf.ipynb #02b47d69
 def mean_field(H: Tensor, # float (B,1+C,h,w), sums to 1 over dim 1
                image: Tensor, # uint8 RGB (B,3,h,w): the picture itself, as large as H
                iterations: int = 10,
@@ -112,7 +112,8 @@ def mean_field(H: Tensor, # float (B,1+C,h,w), sums to 1 over dim 1
     "Refine probabilities with a fully connected CRF (Krähenbühl and Koltun 2011)."
     if validate:
         check_crf_input(H, image)
-    check(isinstance(iterations, int) and iterations >= 0 and 0 < epsilon < 1, f"iterations is {iterations}, epsilon {epsilon}", "a whole number from 0, and a number between 0 and 1",
+    check(threads is None or threads >= 1, f"threads is {threads}", "a number from 1, or None", "1 works on one image at a time")
+    check(isinstance(iterations, (int, np.integer)) and iterations >= 0 and 0 < epsilon < 1, f"iterations is {iterations}, epsilon {epsilon}", "a whole number from 0, and a number between 0 and 1",
           "the defaults are 10 and 1e-5")
     name = choose_engine(engine, *H.shape[2:], H.device)
     run = partial(_numba, threads=threads or torch.get_num_threads()) if name == "numba" else ENGINES[name]

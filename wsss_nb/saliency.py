@@ -173,15 +173,16 @@ def saliency_folder(path: str | Path, # of <id>.png
     check(not missing, f"{path} lacks the saliency of {len(missing)} of {len(ids)} images, the first is {(missing or [''])[0]}", "<id>.png for each", f"compute them with {model}")
     return SaliencyFolder(Path(path), names, model, image_file, resize, constant)
 
-# %% ../nbs/12b_saliency.ipynb #bd8d43f5
+# %% ../nbs/12b_saliency.ipynb #011a8746
 def feature_background(maps: list[Tensor], # float (D,h',w') or (B,D,h',w') of each layer, after ReLU
                        size: tuple[int, int], # h, w of the result
                        ) -> Tensor: # float (h,w) or (B,h,w) in [0,1]: low where the network sees nothing
     "How much a classifier reacts at each place, summed over channels and layers (modified cues 3.3)."
+    import torch
     from torch.nn.functional import interpolate
-    check(len(maps) > 0 and len({m.shape[:-3] for m in maps}) == 1 and maps[0].ndim in (3, 4), f"the feature maps have shapes {[tuple(m.shape) for m in maps]}",
+    check(len(maps) > 0 and len({m.shape[:-3] for m in maps}) == 1 and maps[0].ndim in (3, 4) and all(m.numel() for m in maps) and min(size) > 0, f"the feature maps have shapes {[tuple(m.shape) for m in maps]}, for a result of {tuple(size)}",
           "(D,h,w) or (B,D,h,w) of each layer", "the features of the top two convolution layers, as a list")
-    total = sum(interpolate(m.sum(-3).reshape(-1, 1, *m.shape[-2:]), size, mode="bilinear", align_corners=False)[:, 0] for m in maps)
+    total = sum(interpolate(m.sum(-3, dtype=torch.float32).reshape(-1, 1, *m.shape[-2:]), size, mode="bilinear", align_corners=False)[:, 0] for m in maps)
     check(bool(total.isfinite().all()), "the feature maps hold NaN or infinity", "finite numbers", "the network diverged: train it again with a smaller learning rate")
     low, high = total.amin((1, 2), keepdim=True), total.amax((1, 2), keepdim=True)
     return ((total - low) / (high - low).clamp_min(1e-9)).reshape(*maps[0].shape[:-3], *size)

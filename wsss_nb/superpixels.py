@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['shrink', 'enlarge', 'felzenszwalb', 'slic', 'superpixel_means', 'spread', 'neighbours', 'border_superpixels']
 
-# %% ../nbs/12a_superpixels.ipynb #38636c80
+# %% ../nbs/12a_superpixels.ipynb #4de963c2
 def shrink(image: np.ndarray, # uint8 (h,w,3)
            longest: int, # rows or columns of the result, at most
            ) -> np.ndarray: # uint8 (h',w',3): the image itself when it is small enough
     "The picture at a size of at most `longest`, each new pixel the mean of those it covers."
     import cv2
-    check(image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size > 0, f"the image holds {image.dtype} of shape {image.shape}",
+    good = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size > 0
+    check(good, f"the image is {getattr(image, 'dtype', type(image))} of shape {tuple(getattr(image, 'shape', ()))}",
           "uint8 (h,w,3), 0…255", "files.read_image reads any picture so; one at a time, channels last")
+    check(longest >= 1, f"longest is {longest}", "a number of pixels, at least 1", "400 and 1000 are the defaults")
     h, w = image.shape[:2]
     if max(h, w) <= longest:
         return image
@@ -56,6 +58,7 @@ def felzenszwalb(image: np.ndarray, # uint8 (h,w,3)
                  ) -> np.ndarray: # int64 (h,w): 0…n-1
     "Superpixels by merging similar neighbours: large where the picture is flat (modified cues 3.3)."
     from skimage import segmentation
+    check(scale > 0 and sigma >= 0 and min_size >= 0, f"scale is {scale}, sigma {sigma}, min_size {min_size}", "a positive scale, the others not negative", "the defaults are 100, 0.5 and 50")
     return _cut(image, longest, lambda x: segmentation.felzenszwalb(x, scale=scale, sigma=sigma, min_size=min_size))
 
 
@@ -66,9 +69,19 @@ def slic(image: np.ndarray, # uint8 (h,w,3)
          ) -> np.ndarray: # int64 (h,w): 0…n'-1
     "Superpixels by k-means on colour and place: all about one size."
     from skimage import segmentation
+    check(n >= 1 and compactness > 0, f"n is {n}, compactness {compactness}", "at least one region, and a positive compactness", "the defaults are 250 and 20")
     return _cut(image, longest, lambda x: segmentation.slic(x, n_segments=n, compactness=compactness, start_label=0))
 
-# %% ../nbs/12a_superpixels.ipynb #04efab12
+# %% ../nbs/12a_superpixels.ipynb #e8b71a20
+def _check_numbers(segments: np.ndarray | Tensor, n: int | None) -> None:
+    "Superpixels are numbered from 0; a GPU is not asked, for it would have to wait."
+    whole = str(segments.dtype).rpartition(".")[2].lstrip("u").startswith("int") and 0 not in segments.shape
+    check(whole, f"segments are {segments.dtype} of shape {tuple(segments.shape)}", "whole numbers, one a pixel", "felzenszwalb and slic give them")
+    if not getattr(segments, "is_cuda", False):
+        low, high = int(segments.min()), int(segments.max())
+        check(low >= 0 and (n is None or high < n), f"superpixels are numbered {low}…{high}", f"numbers from 0{'' if n is None else f', below {n}'}", "np.unique(segments, return_inverse=True)[1] numbers them so")
+
+
 def superpixel_means(maps: np.ndarray | Tensor, # float (D,h,w), or (B,D,h,w) for tensors
                      segments: np.ndarray | Tensor, # integer (h,w), or (B,h,w)
                      n: int | None = None, # columns of the table; None: as many as there are regions, which makes a GPU wait
@@ -77,6 +90,7 @@ def superpixel_means(maps: np.ndarray | Tensor, # float (D,h,w), or (B,D,h,w) fo
     fits = tuple(maps.shape[:-3] + maps.shape[-2:]) == tuple(segments.shape) and maps.ndim - segments.ndim == 1
     check(fits, f"maps have shape {tuple(maps.shape)}, segments {tuple(segments.shape)}", "(D,h,w) and (h,w), or (B,D,h,w) and (B,h,w)",
           "resize the maps to the image first; a single map is maps[None]")
+    _check_numbers(segments, n)
     n = int(segments.max()) + 1 if n is None else n
     if isinstance(maps, np.ndarray):
         s = segments.ravel()
