@@ -6,7 +6,8 @@
 
 Figures are kept as JPEG, so that a lesson stays small; progress bars and warnings go to the terminal, not into the
 lesson. A lesson that raises keeps its old outputs, and the command ends with the cell that failed. Cells flagged with
-one of settings.ini's `tst_flags`, or `eval: false`, are not run and keep the outputs they have.
+one of settings.ini's `tst_flags`, or `eval: false`, are not run and keep the outputs they have. Cells flagged `data` are
+run where the environment variable WSSS_NB_DATA names the pieces of the real data sets.
 """
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ from nbdev.config import get_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = get_config(path=ROOT)
-FLAGS = "|".join(CONFIG.tst_flags.split())
+FLAGS = "|".join(flag for flag in CONFIG.tst_flags.split() if flag != "data" or not os.environ.get("WSSS_NB_DATA"))
 
 
 def skipped(source: str) -> bool:

@@ -1,5 +1,6 @@
 """data_scripts/run_lessons.py: results are kept, noise is not, and a failure names its cell."""
 import json
+import os
 import subprocess
 import sys
 
@@ -20,9 +21,10 @@ def write_notebook(path, *sources: str, old: str = "") -> None:
     path.write_text(json.dumps({"cells": cells, "metadata": KERNEL, "nbformat": 4, "nbformat_minor": 5}))
 
 
-def run(*paths) -> subprocess.CompletedProcess:
-    """The script on these notebooks, started somewhere else."""
-    return subprocess.run([sys.executable, ROOT / "data_scripts" / "run_lessons.py", *paths], capture_output=True, text=True)
+def run(*paths, data: str = "") -> subprocess.CompletedProcess:
+    """The script on these notebooks, started somewhere else, with or without real data."""
+    return subprocess.run([sys.executable, ROOT / "data_scripts" / "run_lessons.py", *paths], capture_output=True, text=True,
+                          env=os.environ | {"WSSS_NB_DATA": data})
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,14 @@ def test_results_are_kept_and_noise_is_not(lesson):
     assert all(o.get("name") != "stderr" and "image/png" not in o.get("data", {}) for cell in read_lesson(path).code for o in cell.outputs)
     assert "99_try.ipynb, cell 2: 100%" in result.stderr and "careful" in result.stderr
     assert ": 10%" not in result.stderr          # a bar is told as it ended, not at every step
+
+
+def test_data_cells_run_where_the_data_is(tmp_path):
+    """Only where the variable names it."""
+    for data, shown in (("", "old"), ("somewhere", "3")):
+        write_notebook(tmp_path / "99_data.ipynb", "#| data\n1 + 2", old="old")
+        assert run(tmp_path / "99_data.ipynb", data=data).returncode == 0
+        assert texts(tmp_path / "99_data.ipynb") == [shown]
 
 
 def test_flagged_cells_are_left_alone(lesson):
