@@ -104,7 +104,7 @@ def tile(pictures: list[np.ndarray], # uint8 (h,w,3) each, any sizes
         sheet[top:top + picture.shape[0], left:left + picture.shape[1]] = picture
     return sheet
 
-# %% ../nbs/00_core.ipynb #a16659a7
+# %% ../nbs/00_core.ipynb #34516f33
 @dataclass(frozen=True)
 class Batch:
     "What training is given: images and their tags; stored cues when the recipe has them; never a mask."
@@ -142,6 +142,7 @@ class Prediction:
     "What a segmenter says of a batch."
     H: Tensor # float (B,1+C,h,w), sums to 1 over dim 1
     features: Tensor | None = None # float (B,D,h,w): what graph cut measures distance on
+    Q: Tensor | None = None # float (B,1+C,h,w): what a CRF makes of H, without gradient
 
 # %% ../nbs/00_core.ipynb #97136bd4
 def allowed_classes(T: Tensor, # bool (B,C)
