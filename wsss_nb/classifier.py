@@ -166,7 +166,7 @@ def set_dropout(network: Classifier, share: float) -> None:
 def _step(network: Classifier, loss: Callable[[Tensor, Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
     return {"loss": loss(network(batch.image), batch.T)}
 
-# %% ../nbs/10d_classifier.ipynb #cc3be7f9
+# %% ../nbs/10d_classifier.ipynb #c16dcd0d
 LIMIT = 1_000_000   # pixels a network is shown at once; VOC's and COCO's pictures have fewer
 
 
@@ -190,7 +190,7 @@ def bounded(size: tuple[int, int], # h, w
     return tuple(max(1, int(n * factor)) for n in size)
 
 
-def network_input(network: Classifier,
+def network_input(network: nn.Module, # with .mean and .std
                   image: np.ndarray, # uint8 (h,w,3)
                   limit: int = LIMIT, # a picture of more pixels is made smaller
                   ) -> Tensor: # float (1,3,h,w), normalised, on the network's device
@@ -200,7 +200,7 @@ def network_input(network: Classifier,
     size = bounded(image.shape[:2], limit)
     sample = Sample(torch.from_numpy(np.array(image)).permute(2, 0, 1) / WHITE)
     sample = sample if size == image.shape[:2] else resize(sample, size)
-    return normalise(sample, network.mean, network.std).image[None].to(network.weight.device)
+    return normalise(sample, network.mean, network.std).image[None].to(next(network.parameters()).device)
 
 # %% ../nbs/10d_classifier.ipynb #4073950c
 def same_size(data: TaggedImages,
