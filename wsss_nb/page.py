@@ -96,13 +96,14 @@ def shortened(name: str, length: int = 16) -> str:
     "A name that fits beside a bar."
     return name if len(name) <= length else name[:length - 1] + "…"
 
-# %% ../nbs/51a_page.ipynb #198e83d2
+# %% ../nbs/51a_page.ipynb #fd4125bf
 def bar_chart(title: str,
               values: dict[str, float | None], # name -> share in [0,1]; None or NaN: undefined
               colours: Sequence[str], # one a name
               before: dict[str, float | None] | None = None, # marked by a line across the bar
               ) -> Html:
     "Horizontal bars with their names and values."
+    check(len(values) > 0, f"the chart {title!r} has no bars", "at least one", "leave the chart out and say why")
     left, step = 12 + 6.8 * max(len(shortened(name)) for name in values), 22
     scale = WIDTH - left - 42
     pieces = [element("path", d=f"M{left + share * scale:.4g} 0V{step * len(values)}", stroke="currentColor", opacity=.2) for share in (0, .25, .5, .75, 1)]
@@ -116,20 +117,23 @@ def bar_chart(title: str,
         pieces.append(label(max(end, left + was * scale if percent(was) != "–" else 0) + 5, step * k + 15, percent(value)))
     return chart(step * len(values) + 2, title, *pieces)
 
-# %% ../nbs/51a_page.ipynb #369f7218
-def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    "Round numbers from low to high: steps of 1, 2 or 5 times a power of ten."
-    raw = max(high - low, 1e-12) / about
+# %% ../nbs/51a_page.ipynb #6d4cff47
+def ticks(low: float, high: float, # low < high
+          smallest: float = 0., # no step below it: 1 for epochs, which come whole
+          ) -> list[float]:
+    "At most six round numbers from low to high: steps of 1, 2 or 5 times a power of ten."
+    raw = (high - low) / 5
     power = 10. ** math.floor(math.log10(raw))
-    step = power * next(k for k in (1, 2, 5, 10) if k * power >= raw * (1 - 1e-9))
+    step = max(smallest, power * next(k for k in (1, 2, 5, 10) if k * power >= raw * (1 - 1e-9)))
     return [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
-# %% ../nbs/51a_page.ipynb #3a6f1e2e
+# %% ../nbs/51a_page.ipynb #9de8cbd5
 CURVES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")   # those of show.plot_quality: told apart by the colour-blind
 DASHES = (None, "7 3", "2 3", "9 3 2 3")                # and on paper
 
 
 def _legend(names: Iterable[str]) -> tuple[list[Html], float]: # the pieces, and the height they take
+    "Names beside a piece of their line, in as many rows as they need."
     x, y, pieces = 4., 12., []
     for k, name in enumerate(names):
         width = 34 + 6.8 * len(name)
@@ -151,20 +155,20 @@ def line_chart(title: str,
     check(len(points) > 0, f"the chart {title!r} has nothing to draw", "at least one number that is finite", "leave the chart out and say why")
     pieces, above = _legend(series)
     left, bottom = 44., above + 150
-    x0, x1, high = min(x for x, _ in points), max(x for x, _ in points), top or max(max(y for _, y in points), 1e-12)
-    low = min(0, *(y for _, y in points))
+    x0, x1, low = min(x for x, _ in points), max(x for x, _ in points), min(0, *(y for _, y in points))
+    high = top if top is not None else max(max(y for _, y in points), low + 1e-9)
     at_x = lambda x: left + (WIDTH - left - 14) * (x - x0) / ((x1 - x0) or 1)
     at_y = lambda y: bottom - (bottom - above - 4) * (y - low) / (high - low)
     for value in ticks(low, high):
         pieces += [element("path", d=f"M{left} {at_y(value):.5g}H{WIDTH - 10}", stroke="currentColor", opacity=.2), label(left - 5, at_y(value) + 4, f"{value:.6g}", "end")]
-    pieces += [label(at_x(value), bottom + 16, f"{value:.6g}", "middle") for value in (ticks(x0, x1) if x1 > x0 else [x0])] + [label(WIDTH - 10, bottom + 32, x_label, "end")]
+    pieces += [label(at_x(value), bottom + 16, f"{value:.6g}", "middle") for value in (ticks(x0, x1, smallest=1) if x1 > x0 else [x0])] + [label(WIDTH - 10, bottom + 32, x_label, "end")]
     for k, line in enumerate(series.values()):
         path = element("polyline", points=" ".join(f"{at_x(x):.5g},{at_y(y):.5g}" for x, y in line), fill="none", stroke="currentColor", stroke_width=2, stroke_dasharray=DASHES[k % len(DASHES)])
         dots = [element("circle", cx=f"{at_x(x):.5g}", cy=f"{at_y(y):.5g}", r=2.6, fill="currentColor") for x, y in line] if len(line) <= 40 else []
         pieces.append(element("g", path, *dots, color=CURVES[k % len(CURVES)], class_=f"curve{k % len(CURVES)}"))
     return chart(bottom + 38, title, *pieces)
 
-# %% ../nbs/51a_page.ipynb #521d9afb
+# %% ../nbs/51a_page.ipynb #4436aad8
 def data_uri(picture: np.ndarray, # uint8 (h,w,3)
              side: int = 256, # the longer side is at most this
              ) -> str:
@@ -189,9 +193,9 @@ def class_legend(classes: Sequence[str], # names of 1…C
     "Which colour is which class."
     entry = lambda c, name: element("li", element("span", class_="swatch", style=f"background: {rgb(c)}"), name)
     names = enumerate(("background", *classes), BACKGROUND)
-    return element("ul", *(entry(c, name) for c, name in names), entry(IGNORE, "unlabelled"), class_="legend")
+    return element("ul", *(entry(c, name) for c, name in names), entry(IGNORE, "unlabelled: pale stripes"), class_="legend")
 
-# %% ../nbs/51a_page.ipynb #964dcd54
+# %% ../nbs/51a_page.ipynb #25ca158a
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --text: #1c1e21; --soft: #5b6168; --line: #d5d9de; --shade: #f3f5f7; --link: #0b5fa5; --mark: #ffe9a8; }
 @media (prefers-color-scheme: dark) {
@@ -204,7 +208,7 @@ a { color: var(--link); } .soft, figcaption, caption { color: var(--soft); } p, 
 nav a { display: inline-block; margin-right: 1rem; padding: .25rem 0; }
 .wide { overflow-x: auto; margin: .8rem 0; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 caption { text-align: left; padding-bottom: .3rem; } th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; } th { font-weight: 600; }
-.numbers td, .numbers thead th + th { text-align: right; } thead th { background: var(--shade); }
+tbody th { min-width: 7.5rem; } .numbers td, .numbers thead th + th { text-align: right; } thead th { background: var(--shade); }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .8rem; } .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1.2rem; }
 figure { margin: 0; } img { width: 100%; height: auto; border-radius: .2rem; background: var(--shade); } figcaption { font-size: .88rem; line-height: 1.35; }
 svg { display: block; height: auto; } details { margin: .8rem 0; } summary { cursor: pointer; padding: .3rem 0; }
