@@ -67,12 +67,12 @@ def balanced_seeding_loss(H: Tensor, # float (B,1+C,h,w), sums to 1 over dim 1
     loss, back = label_loss(H, S), S == BACKGROUND
     return (mean_where(loss, (S != IGNORE) & ~back) + mean_where(loss, back)).mean()
 
-# %% ../nbs/21_losses.ipynb #146214e4
+# %% ../nbs/21_losses.ipynb #68e45f6b
 def boundary_loss(H: Tensor, # float (B,1+C,h,w), sums to 1 over dim 1
                   Q: Tensor, # float (B,1+C,h,w): what a CRF makes of H; no gradient reaches it
                   ratio: tuple[float, float] | None = None, # (.05, 20.): Q/H outside it counts as its end and teaches nothing, as DSRG's code
                   ) -> Tensor: # scalar
-    "How far the prediction is from what the CRF makes of it: KL(Q‖H) over all classes, mean over pixels (SEC eq. 6, DSRG eq. 2)."
+    "How far the prediction is from what the CRF makes of it: KL(Q‖H) over all classes, mean over pixels (SEC, DSRG)."
     check(Q.shape == H.shape, f"Q has shape {tuple(Q.shape)}, H {tuple(H.shape)}", "the same", "hand both over at the size the CRF ran at")
     Q = Q.detach().float() if H.dtype.itemsize < 4 else Q.detach().to(H.dtype)
     gain = minus_log(H) - minus_log(Q)
@@ -81,22 +81,22 @@ def boundary_loss(H: Tensor, # float (B,1+C,h,w), sums to 1 over dim 1
         gain = gain.clamp(math.log(ratio[0]), math.log(ratio[1]))
     return (Q * gain).sum(1).mean()
 
-# %% ../nbs/21_losses.ipynb #8cb565ab
+# %% ../nbs/21_losses.ipynb #4745c023
 def rank_pool(values: Tensor, # float (…,n)
               decay: float, # 1: the mean; 0: the maximum
               ) -> Tensor: # (…,)
-    "Global weighted rank pooling: the j-th largest weighs decay^(j−1) (SEC eq. 4)."
+    "Global weighted rank pooling: the j-th largest weighs decay^(j−1) (SEC)."
     check(0 <= decay <= 1, f"the decay is {decay}", "a number in [0, 1]", "0.996 and 0.999 are SEC's, for maps of 41×41")
     weight = decay ** torch.arange(values.shape[-1], device=values.device, dtype=values.dtype)
     return values.sort(descending=True).values @ (weight / weight.sum())
 
-# %% ../nbs/21_losses.ipynb #0a3d9084
+# %% ../nbs/21_losses.ipynb #aea9415d
 def expansion_loss(H: Tensor, # float (B,1+C,h,w), sums to 1 over dim 1
                    T: Tensor, # bool (B,C)
                    present: float = .996, # decay for classes of the image's tags
                    background: float = .999, # decay for background
                    ) -> Tensor: # scalar
-    "Every tagged class somewhere, background somewhere, every other class nowhere (SEC eq. 5, as its authors' file)."
+    "Every tagged class somewhere, background somewhere, every other class nowhere (SEC, as its authors' file)."
     check_tags(T)
     check(H.ndim == 4 and len(T) == len(H) and T.shape[1] + 1 == H.shape[1], f"tags T have shape {tuple(T.shape)}, H {tuple(H.shape)}", "(B,C) and (B,1+C,h,w)",
           "T has a column for each class but background")
