@@ -20,7 +20,7 @@ from .core import BACKGROUND, IGNORE, allowed_classes, check, check_tags
 # %% auto #0
 __all__ = ['propose', 'growth_rings', 'grow_by_flood', 'connected', 'grow_by_hooking', 'grow']
 
-# %% ../nbs/30_growing.ipynb #7d5070cb
+# %% ../nbs/30_growing.ipynb #06ef828b
 def _threshold(theta: float, H: Tensor) -> float:
     "Theta rounded as H is; infinity where it switches growing off, since a probability may be 1 and a rounding error."
     return math.inf if theta >= 1 else torch.tensor(theta, dtype=H.dtype).item()
@@ -32,8 +32,8 @@ def propose(H: Tensor, # float (B,1+C,h,w)
             ) -> Tensor: # uint8 (B,h,w): the class each pixel may join; 255: none
     "The most probable of the allowed classes, where its probability exceeds its threshold (DSRG eq. 3)."
     p, c = H.detach().masked_fill(~allowed_classes(T)[:, :, None, None], -math.inf).max(1)   # of equals the first
-    theta = torch.where(c == BACKGROUND, _threshold(theta_background, H), _threshold(theta_foreground, H))
-    return c.to(torch.uint8).masked_fill(~(p > theta), IGNORE)
+    sure = torch.where(c == BACKGROUND, p > _threshold(theta_background, H), p > _threshold(theta_foreground, H))
+    return c.to(torch.uint8).masked_fill(~sure, IGNORE)
 
 # %% ../nbs/30_growing.ipynb #8244bb5e
 def growth_rings(H: Tensor, # float (B,1+C,h,w)
@@ -92,7 +92,7 @@ def _flood(todo: np.ndarray, grown: np.ndarray, wide: int) -> None:
                     stack[size] = v
                     size += 1
 
-# %% ../nbs/30_growing.ipynb #a6f3443d
+# %% ../nbs/30_growing.ipynb #96103e7e
 @cache
 def _kernels() -> tuple[Callable, Callable]:
     "The two loops as machine code."
@@ -108,9 +108,9 @@ def grow_by_flood(H: Tensor, S: Tensor, T: Tensor, theta_foreground: float = .85
     thetas = [values.dtype.type(_threshold(theta, H)) for theta in (theta_foreground, theta_background)]
     def some(b: slice) -> None:
         mark(values[b], allowed[b], *thetas, labels[b], todo[b])
-        flood(todo[b].reshape(len(todo[b]), -1), labels[b].reshape(len(todo[b]), -1), labels.shape[2])
-    threads = min(len(S), torch.get_num_threads())
-    if threads < 2 or labels[0].size < 2**15:      # below, a thread takes longer to start than to work
+        flood(todo[b].reshape(-1, pixels), labels[b].reshape(-1, pixels), labels.shape[2])
+    threads, pixels = min(len(S), torch.get_num_threads()), labels.shape[1] * labels.shape[2]
+    if threads < 2 or pixels < 2**15:      # below, a thread takes longer to start than to work
         some(slice(None))
     else:
         with ThreadPoolExecutor(threads) as pool:
