@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from wsss_nb import findings, report
 from wsss_nb import page as web
-from wsss_nb import report
 from wsss_nb.core import BACKGROUND, IGNORE, PALETTE, DataError
 from wsss_nb.files import write_labels
 from wsss_nb.stored import write_seeds
@@ -126,7 +126,7 @@ def made(sets, tmp_path_factory):
     write_lines(run / "classify/colour/log.jsonl", [{"event": "line", "epoch": 1, "iteration": k, "loss": .5, "tags": .5, "learning_rate": .1, "seconds": 1.} for k in range(1, 4)])
     write_lines(run / "train/quality.jsonl", [{"epoch": k, "precision": .8, "recall": .1 * k, "iou": .09 * k} for k in range(6)])
     for stage in ("classify/colour", "cues", "train", "retrain/1", "predict/val", "predict/val.train", "evaluate"):
-        write_json(run / stage / "manifest.json", {"stage": stage.split("/")[0], "seconds": 61.25, "counts": {"images": 6, "updates": 50}})
+        write_json(run / stage / "manifest.json", {"stage": stage.split("/")[0], "seconds": 61.25, "counts": {"images": 6, "colour": {"loss": .5}}})
     write_json(run / "environment.json", {"torch": "2.6.0", "packages": {"numpy": "2.1"}})
     return run
 
@@ -263,8 +263,8 @@ def test_cue_row(text):
 def test_stages_and_times(text):
     """Finished stages with their counts; their times add up: seven times 61.25 s."""
     rows = rows_of(text, "Stages that finished, 7 min 09 s in all")
-    assert [row[0] for row in rows[1:]] == ["classify/colour", "cues", "train", "retrain/1", "predict/val", "predict/val.train", "evaluate"]
-    assert rows[1][1:] == ["6 images, 50 updates", "1 min 01 s"]
+    assert [row[0] for row in rows[1:]] == ["prepare", "classify/colour", "cues", "train", "retrain/1", "predict/val", "predict/val.train", "evaluate"]
+    assert rows[1] == ["prepare", "not run", "–"] and rows[2][1:] == ["6 images, colour.loss 0.5", "1 min 01 s"]
 
 
 def test_settings_against_defaults(run, sets):
@@ -336,8 +336,8 @@ def test_pictures_show_what_they_say(made, sets, text):
 def test_equal_scores_are_ordered_by_name():
     """Ties have one answer, whatever the order of the dictionary; a picture without a judged pixel is never chosen."""
     scores = {"d": .5, "b": .5, "a": .5, "c": float("nan")}
-    assert report.ranked(scores) == report.ranked(dict(reversed(scores.items()))) == {"best": "a", "median": "b", "worst": "d"}
-    assert report.ranked({"a": .5}) == {"best": "a"} and report.ranked({}) == {}
+    assert findings.ranked(scores) == findings.ranked(dict(reversed(scores.items()))) == {"best": "a", "median": "b", "worst": "d"}
+    assert findings.ranked({"a": .5}) == {"best": "a"} and findings.ranked({}) == {}
 
 
 def test_seed_of_the_cues_can_be_named(run, sets):
@@ -358,6 +358,7 @@ def test_upper_bound_is_marked_and_never_the_result(run, sets):
     before = written(run, sets)
     assert "upper bound" not in before and rows_of(before, "Measured on this run")[3][:3] == ["val.tags", "–", "100.0"]
     write_json(run / "predict/val.tags/predictions.json", {"amended": "by the true tags: an upper bound unless these are training pictures (0123)"})
+    assert "upper bound" not in written(run, sets, {**ABOUT, "upper_bound": []})       # the recipe's word counts: a perfect classifier gives the same tags
     for page in (written(run, sets), written(run, sets, {**ABOUT, "upper_bound": ["val.tags"]})):
         assert rows_of(page, "Measured on this run")[3][0] == "val.tagsupper bound"
         assert "val.tags (upper bound)" in page and "is an upper bound, not a result" in page
@@ -380,10 +381,11 @@ def test_extra_supervision_is_disclosed(run, sets):
     """What the recipe declares and what the cues' folder confesses are listed; without any, the page says tags only."""
     plain = Page(written(run, sets)).text()
     assert "Image-level tags only" in plain and "Masks of training pictures were opened for this page only" in plain
-    write_json(run / "cues/seeds.json", {"saliency": "extra supervision: stored saliency of DSS"})
-    page = Page(written(run, sets, {**ABOUT, "disclosed": ["weights learned on boxes"]}))
-    assert "stored saliency of DSS" in page.text("li") and "weights learned on boxes" in page.text("li")
-    assert "Image-level tags only" not in page.text()
+    for place, note in (("cues/seeds.json", {}), ("cues/manifest.json", {"counts": {"saliency": "extra supervision: stored saliency of DSS"}, "seconds": 1}), ("cues/seeds.json", {"saliency": "extra supervision: stored saliency of DSS"})):
+        write_json(run / place, note)
+        page = Page(written(run, sets, {**ABOUT, "disclosed": ["weights learned on boxes"]}))
+        assert page.text("li").count("stored saliency of DSS") == (place != "cues/seeds.json" or bool(note)) and "weights learned on boxes" in page.text("li")
+        assert "Image-level tags only" not in page.text()
 
 
 # ---- what comes from outside --------------------------------------------------------------------------------------------------
@@ -453,7 +455,7 @@ def test_empty_run(sets, tmp_path):
     for says in ("A run: nothing was measured", "A recipe without a paper.", "Nothing was evaluated, so there is no number", "No validation pictures were given", "Neither cues nor supervision",
                  "The supervision was not measured", "No training left a log", "The settings were not recorded", "Nobody recorded where this ran"):
         assert says in page.text(), says
-    assert page.text().count("not run") == 6 and not page.all("img") and page.faults == []
+    assert page.text().count("not run") == 7 and not page.all("img") and page.faults == []
 
 
 def test_without_masks_the_first_are_shown(run, sets, toyvoc):
@@ -487,7 +489,7 @@ def test_numbers_that_are_none_are_left_out(run, sets):
 def test_damaged_files_are_named(run, sets):
     """Each is refused in one line that names the file, what was expected and the mend."""
     for name, content, says in [("evaluate/val.json", '{"images"', "damaged"), ("evaluate/val.json", "[1]", "holds a list"), ("evaluate/val.json", '{"classes": {"background": {}}, "confusion": [[1, 2, 3]]}', "shape"),
-                                ("environment.json", "\x00", "damaged"), ("train/manifest.json", "{", "damaged"), ("predict/val/predictions.json", "no", "damaged")]:
+                                ("environment.json", "\x00", "damaged"), ("train/manifest.json", "{", "cannot be read"), ("predict/val/predictions.json", "no", "damaged")]:
         before = (run / name).read_text() if (run / name).exists() else "{}"
         (run / name).write_text(content)
         with pytest.raises(DataError, match=f"{name.rsplit('/')[-1]}.*{says}.*To mend it") as error:
