@@ -23,8 +23,7 @@ from .settings import Classify, Config, Cues, Data, Predict, Retrain, Train, as_
 # %% auto #0
 __all__ = ['SECTIONS', 'known_settings', 'option_types', 'read_layer', 'read_toml', 'read_value', 'read_overrides',
            'choose_preset', 'build', 'follow', 'name_preset', 'load_config', 'as_toml', 'write_config', 'read_config',
-           'note_config', 'Classify', 'Config', 'Cues', 'Data', 'Predict', 'Retrain', 'Train', 'as_dict', 'difference',
-           'fingerprint']
+           'Classify', 'Config', 'Cues', 'Data', 'Predict', 'Retrain', 'Train', 'as_dict', 'difference', 'fingerprint']
 
 # %% ../nbs/51_config.ipynb #54098e84
 _all_ = ["Classify", "Config", "Cues", "Data", "Predict", "Retrain", "Train", "as_dict", "difference", "fingerprint"]
@@ -50,7 +49,7 @@ def option_types(function: Callable, # of a recipe
     return {f"options.{name}": hints.get(name, object) for name, p in signature(function).parameters.items()
             if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)}
 
-# %% ../nbs/51_config.ipynb #d7152df6
+# %% ../nbs/51_config.ipynb #f4bf843a
 def read_layer(table: Mapping, # as TOML gives it, or with dotted keys
                source: str, # for messages: the file it comes from
                known: Mapping[str, object], # key -> type
@@ -60,9 +59,10 @@ def read_layer(table: Mapping, # as TOML gives it, or with dotted keys
     for key, value in flatten(table).items():
         if key in (*SECTIONS, "options"):
             check(value == {}, f"{key} in {source} is {value!r}", f"a table: a line [{key}] and settings below it", "write the settings one by one")
-        else:
+            continue
+        if key not in known:                     # before asking: to look for near matches takes time
             require_name(key, known, f"setting in {source} called")
-            layer[key] = convert(value, known[key], f"{key} in {source}")
+        layer[key] = convert(value, known[key], f"{key} in {source}")
     return layer
 
 # %% ../nbs/51_config.ipynb #d623eeb6
@@ -164,7 +164,7 @@ def load_config(recipe: str | None = None, # dsrg, dsrg/voc-vgg16 or package.mod
     check(config.data.name == "toyvoc" or Path(config.data.name).is_dir(), f"the data is {config.data.name!r}, which is no folder", "toyvoc, or a folder in VOC layout", "correct the path")
     return config
 
-# %% ../nbs/51_config.ipynb #2a5124f5
+# %% ../nbs/51_config.ipynb #1436af7d
 def as_toml(config: Config) -> str:
     "The whole config as a file that `load_config` reads."
     line = lambda key, value: f"{key} = {json.dumps('none' if value is None else value, ensure_ascii=False)}"
@@ -194,15 +194,3 @@ def read_config(run: str | Path, # the run's folder
         check(False, f"{path} cannot be read ({error})", "the config a run wrote", "choose another run folder")
     check(isinstance(table, dict) and "recipe" in table, f"{path} is no config", "a table with recipe, data, train, …", "choose another run folder")
     return build(read_layer(table, str(path), known_settings() | option_types(find(str(table["recipe"])))))
-
-
-def note_config(config: Config, run: str | Path,
-                find: Callable[[str], Callable[..., Recipe]] = find_recipe,
-                ) -> None:
-    "Write the config into a new run's folder; refuse a folder whose run was made with another."
-    if not (Path(run) / "config.json").exists():
-        write_config(config, run)
-    changed = difference(read_config(run, find), config)
-    told = ", ".join(f"{key} {there!r} there and {here!r} here" for key, (there, here) in list(changed.items())[:4])
-    check(not changed, f"{run} holds a run of another config: {told}" + f", and {len(changed) - 4} more" * (len(changed) > 4),
-          "the config the run began with", "choose another run folder, or take the settings back")

@@ -223,14 +223,16 @@ def difference(a: Config, b: Config,
     keys = [key for key in one | other if idle or key.rpartition(".")[2] not in IDLE]
     return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
 
-# %% ../nbs/50b_settings.ipynb #37022f90
+# %% ../nbs/50b_settings.ipynb #3ba633f4
 def fingerprint(config: Config,
                 *parts: str, # sections or keys; none: all
                 ) -> str: # 16 hexadecimal digits
     "The same settings, the same digits; settings that change no result are left out."
-    flat = flatten(as_dict(config))
+    tables = as_dict(config)
+    flat = flatten(tables)
     for part in parts:
-        require_name(part, [*as_dict(config), *flat], "part of the config called")
+        if part not in tables and part not in flat:
+            require_name(part, [*tables, *flat], "part of the config called")
     chosen = {key: value for key, value in flat.items() if key.rpartition(".")[2] not in IDLE
               and (not parts or any(key == part or key.startswith(f"{part}.") for part in parts))}
     return sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
