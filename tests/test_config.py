@@ -10,27 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsss_nb import config as module
-from wsss_nb.config import (
-    Config,
-    Cues,
-    Data,
-    Predict,
-    Retrain,
-    Train,
-    as_dict,
-    as_toml,
-    difference,
-    fingerprint,
-    known_settings,
-    load_config,
-    read_config,
-    read_value,
-    write_config,
-)
+from wsss_nb.config import as_toml, known_settings, load_config, read_config, read_value, write_config
 from wsss_nb.core import DataError
 from wsss_nb.recipes import PRESETS, RECIPES
 from wsss_nb.schedule import Training
-from wsss_nb.settings import convert
+from wsss_nb.settings import Config, Cues, Data, Predict, Retrain, Train, as_dict, convert, difference, fingerprint
 
 
 def recipe(theta: float = .85, ratio: tuple[float, float] | None = None, deep: bool = False, anything=None):

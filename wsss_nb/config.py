@@ -164,10 +164,11 @@ def load_config(recipe: str | None = None, # dsrg, dsrg/voc-vgg16 or package.mod
     check(config.data.name == "toyvoc" or Path(config.data.name).is_dir(), f"the data is {config.data.name!r}, which is no folder", "toyvoc, or a folder in VOC layout", "correct the path")
     return config
 
-# %% ../nbs/51_config.ipynb #1436af7d
+# %% ../nbs/51_config.ipynb #109f632d
 def as_toml(config: Config) -> str:
     "The whole config as a file that `load_config` reads."
-    line = lambda key, value: f"{key} = {json.dumps('none' if value is None else value, ensure_ascii=False)}"
+    text_of = lambda value: json.dumps("none" if value is None else value, ensure_ascii=False).replace("\x7f", r"\u007f")   # TOML forbids that one
+    line = lambda key, value: f"{key} = {text_of(value)}"
     tables = as_dict(config)
     text = [line(key, value) for key, value in tables.items() if not isinstance(value, dict)]
     for name, table in tables.items():
