@@ -53,25 +53,26 @@ def growth_rings(H: Tensor, # float (B,1+C,h,w)
             return ring
         grown, ring = torch.where(joins, label, grown), ring.masked_fill(joins, int(ring.max()) + 1)
 
-# %% ../nbs/30_growing.ipynb #40974369
+# %% ../nbs/30_growing.ipynb #de48b2cf
 def _mark(H: np.ndarray, allowed: np.ndarray, foreground: float, background: float, grown: np.ndarray, todo: np.ndarray) -> None:
     "Write into `todo` which class each unlabelled pixel may join; `grown` and `todo` have a border one pixel wide."
+    h, w = H.shape[2:]
+    best, label = np.empty(h * w, H.dtype), np.empty(h * w, np.int32)
     for b in range(len(H)):
-        best, label = np.full(H.shape[2:], -np.inf, H.dtype), todo[b, 1:-1, 1:-1]
-        label[:] = BACKGROUND
-        for c in range(H.shape[1]):
+        image = H[b].reshape(-1, h * w)
+        best[:], label[:] = image[BACKGROUND], BACKGROUND
+        for c in range(1, len(image)):
             if allowed[b, c]:
-                for y in range(H.shape[2]):
-                    for x in range(H.shape[3]):
-                        p = H[b, c, y, x]
-                        if p > best[y, x] or p != p:      # NaN stays the best, and exceeds no threshold
-                            best[y, x] = p
-                            label[y, x] = c
-        for y in range(H.shape[2]):
-            for x in range(H.shape[3]):
-                theta = background if label[y, x] == BACKGROUND else foreground
-                if grown[b, y + 1, x + 1] != IGNORE or not best[y, x] > theta:
-                    label[y, x] = IGNORE
+                for u in range(h * w):
+                    p = image[c, u]
+                    larger = (p > best[u]) | (p != p)      # NaN stays the best, and exceeds no threshold
+                    best[u] = p if larger else best[u]     # a choice, not a branch: the processor takes eight pixels at once
+                    label[u] = c if larger else label[u]
+        for y in range(h):
+            for x in range(w):
+                u = y * w + x
+                if grown[b, y + 1, x + 1] == IGNORE and best[u] > (background if label[u] == BACKGROUND else foreground):
+                    todo[b, y + 1, x + 1] = label[u]
 
 # %% ../nbs/30_growing.ipynb #8ad10554
 def _flood(todo: np.ndarray, grown: np.ndarray, wide: int) -> None:
@@ -92,7 +93,7 @@ def _flood(todo: np.ndarray, grown: np.ndarray, wide: int) -> None:
                     stack[size] = v
                     size += 1
 
-# %% ../nbs/30_growing.ipynb #96103e7e
+# %% ../nbs/30_growing.ipynb #5bbcfaeb
 @cache
 def _kernels() -> tuple[Callable, Callable]:
     "The two loops as machine code."
@@ -101,15 +102,15 @@ def _kernels() -> tuple[Callable, Callable]:
 
 
 def grow_by_flood(H: Tensor, S: Tensor, T: Tensor, theta_foreground: float = .85, theta_background: float = .99) -> Tensor:
-    "`grow` on the CPU: all classes at once, from a stack of labelled pixels."
+    "`grow` on the CPU, unchecked: all classes at once, from a stack of labelled pixels."
     mark, flood = _kernels()
     values, allowed, grown = H.detach().contiguous().numpy(), allowed_classes(T).numpy(), pad(S, (1, 1, 1, 1), value=IGNORE)
     labels, todo = grown.numpy(), np.full(grown.shape, IGNORE, np.uint8)
+    threads, pixels = min(len(S), torch.get_num_threads()), labels.shape[1] * labels.shape[2]
     thetas = [values.dtype.type(_threshold(theta, H)) for theta in (theta_foreground, theta_background)]
     def some(b: slice) -> None:
         mark(values[b], allowed[b], *thetas, labels[b], todo[b])
         flood(todo[b].reshape(-1, pixels), labels[b].reshape(-1, pixels), labels.shape[2])
-    threads, pixels = min(len(S), torch.get_num_threads()), labels.shape[1] * labels.shape[2]
     if threads < 2 or pixels < 2**15:      # below, a thread takes longer to start than to work
         some(slice(None))
     else:
@@ -145,9 +146,9 @@ def connected(S: Tensor, # integer (B,h,w)
         root = parent.gather(1, root)
     return root.view_as(S)
 
-# %% ../nbs/30_growing.ipynb #0d1efb42
+# %% ../nbs/30_growing.ipynb #fa6314b5
 def grow_by_hooking(H: Tensor, S: Tensor, T: Tensor, theta_foreground: float = .85, theta_background: float = .99) -> Tensor:
-    "`grow` on any device, without waiting for it: regions of one class, kept where they hold a cue."
+    "`grow` on any device, unchecked, without waiting for it: regions of one class, kept where they hold a cue."
     known = S != IGNORE
     label = torch.where(known, S, propose(H, T, theta_foreground, theta_background).to(S.dtype))
     root = connected(label).flatten(1)
