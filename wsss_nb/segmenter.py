@@ -192,7 +192,7 @@ def segmenter(name: str, # small, vgg16, resnet50, resnet101, resnet38 or timm:N
     network = Segmenter(backbone(name, 1, weights, stride, freeze).trunk, n_classes, head, rates, hidden, dropout)
     return fill_hidden(network, weights) if name == "vgg16" and weights != "random" else network
 
-# %% ../nbs/20_segmenter.ipynb #dd5a5c28
+# %% ../nbs/20_segmenter.ipynb #4795ada7
 def from_classifier(classifier: Classifier,
                     n_classes: int, # 1+C
                     head: str = "largefov",
@@ -204,7 +204,8 @@ def from_classifier(classifier: Classifier,
     "A segmenter that begins with a copy of a classifier's trunk (modified cues); one that saw grey sees colours now."
     old = classifier.trunk
     layers = {name: deepcopy(layer) for name, layer in old.named_children() if name != "grey"}
-    trunk = Trunk(layers, old.channels, old.stride, old.mean, old.std, old.top)
+    top = tuple(name.removeprefix("trunk.") for name in classifier.top if name.startswith("trunk."))   # make_grey's trunk has forgotten its own
+    trunk = Trunk(layers, old.channels, old.stride, old.mean, old.std, top or old.top)
     trunk.frozen = list(old.frozen)
     network = Segmenter(trunk, n_classes, head, rates, hidden, dropout).to(classifier.weight.device).train(classifier.training)
     if len(classifier.classes) == n_classes - 1:
@@ -219,7 +220,7 @@ def probabilities(logits: Tensor, # (B,1+C,h,w), of any precision
     H = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
     return (H + floor) / (1 + logits.shape[1] * floor)
 
-# %% ../nbs/20_segmenter.ipynb #3a5e6e3f
+# %% ../nbs/20_segmenter.ipynb #d74cebda
 KIND = "wsss_nb segmenter 1"   # stands in every file, so that another file is refused by name
 FIELDS = {"kind", "backbone", "stride", "head", "rates", "hidden", "dropout", "pretrained", "frozen", "classes", "state"}
 
@@ -256,6 +257,7 @@ def load_segmenter(path: str | Path,
     mend = "train it again and keep it with save_segmenter"
     saved = read_torch(require_file(path, mend))
     right = isinstance(saved, dict) and set(saved) == FIELDS and saved["kind"] == KIND and isinstance(saved["state"], dict)
+    right = right and all(isinstance(value, Tensor) for value in saved["state"].values())
     check(right, f"{path} holds {some(list(map(str, saved))) if isinstance(saved, dict) else type(saved).__name__}", "a file of save_segmenter", mend)
     names = tuple(saved["classes"])
     check(classes is None or names == tuple(classes), f"{path} knows the classes {', '.join(names)}", ", ".join(classes or ()),
