@@ -89,6 +89,18 @@ def test_equal_to_loops(seed):
     assert [x.dtype for x in tensors] == [torch.float64, torch.float64, torch.int64, torch.bool]
 
 
+def test_expansion_sorts_the_tagged_only():
+    """On a CPU untagged classes are not sorted; any mixture of tags, also none at all, gives the loop's value and gradient."""
+    H, _, _, _ = example(11, B=4)
+    T = np.array([[True, False, True], [False] * 3, [True] * 3, [False, True, False]])
+    p = torch.from_numpy(H).requires_grad_()
+    value = expansion_loss(p, torch.from_numpy(T), .8, .9)
+    value.backward()
+    np.testing.assert_allclose(value.item(), loop_expansion(H, T, .8, .9), rtol=1e-10)
+    assert ((p.grad[:, 1:].flatten(2) != 0).sum(2) == torch.where(torch.from_numpy(T), 30, 1)).all()    # all pixels, or the best one
+    np.testing.assert_allclose(expansion_loss(p, torch.zeros(4, 3, dtype=torch.bool)).item(), loop_expansion(H, np.zeros((4, 3), bool), .996, .999), rtol=1e-10)
+
+
 def test_defaults_are_the_authors():
     """0.996 for classes that are there, 0.999 for background, no clipping."""
     H, Q, _, T = example(0, h=9, w=9)
@@ -172,6 +184,9 @@ def test_boundary_teaches_the_difference():
     boundary_loss(H, Q).backward()
     torch.testing.assert_close(logits.grad, ((H - Q) / (Q.shape[0] * Q.shape[2] * Q.shape[3])).detach())
     assert Q.grad is None
+    short = Q.detach().bfloat16().requires_grad_()
+    boundary_loss(logits.softmax(1).bfloat16(), short).backward()
+    assert short.grad is None
     H = H.detach().requires_grad_()
     boundary_loss(H, Q, (.5, 2.)).backward()
     ratio = Q.detach() / H.detach()

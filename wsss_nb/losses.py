@@ -13,18 +13,22 @@ from torch import Tensor
 from .core import BACKGROUND, IGNORE, check, check_tags
 
 # %% auto #0
-__all__ = ['SMALLEST', 'minus_log', 'check_pair', 'label_loss', 'mean_where', 'seeding_loss', 'balanced_seeding_loss',
-           'boundary_loss', 'rank_pool', 'expansion_loss', 'pixel_loss']
+__all__ = ['SMALLEST', 'long_floats', 'minus_log', 'check_pair', 'label_loss', 'mean_where', 'seeding_loss',
+           'balanced_seeding_loss', 'boundary_loss', 'rank_pool', 'expansion_loss', 'pixel_loss']
 
-# %% ../nbs/21_losses.ipynb #702bfce1
+# %% ../nbs/21_losses.ipynb #e10b28f0
 SMALLEST = 1e-8   # a probability below it counts as it: the log stays finite; the segmenter's floor is 1e-4
+
+
+def long_floats(p: Tensor) -> Tensor:
+    "The same numbers in at least 32 bits."
+    return p.to(torch.promote_types(p.dtype, torch.float32))
 
 
 def minus_log(p: Tensor, # probabilities, any shape
               ) -> Tensor:
     "−log p in at least 32 bits, finite with a finite gradient, also at 0."
-    p = p.float() if p.dtype.itemsize < 4 else p
-    return -p.clamp(min=SMALLEST).log()
+    return -long_floats(p).clamp(min=SMALLEST).log()
 
 # %% ../nbs/21_losses.ipynb #05d30cab
 def check_pair(H: Tensor, S: Tensor) -> None:
@@ -67,14 +71,14 @@ def balanced_seeding_loss(H: Tensor, # float (B,1+C,h,w), sums to 1 over dim 1
     loss, back = label_loss(H, S), S == BACKGROUND
     return (mean_where(loss, (S != IGNORE) & ~back) + mean_where(loss, back)).mean()
 
-# %% ../nbs/21_losses.ipynb #68e45f6b
+# %% ../nbs/21_losses.ipynb #c7504cfd
 def boundary_loss(H: Tensor, # float (B,1+C,h,w), sums to 1 over dim 1
                   Q: Tensor, # float (B,1+C,h,w): what a CRF makes of H; no gradient reaches it
                   ratio: tuple[float, float] | None = None, # (.05, 20.): Q/H outside it counts as its end and teaches nothing, as DSRG's code
                   ) -> Tensor: # scalar
     "How far the prediction is from what the CRF makes of it: KL(Q‖H) over all classes, mean over pixels (SEC, DSRG)."
     check(Q.shape == H.shape, f"Q has shape {tuple(Q.shape)}, H {tuple(H.shape)}", "the same", "hand both over at the size the CRF ran at")
-    Q = Q.detach().float() if H.dtype.itemsize < 4 else Q.detach().to(H.dtype)
+    Q = Q.detach().to(torch.promote_types(H.dtype, torch.float32))
     gain = minus_log(H) - minus_log(Q)
     if ratio is not None:
         check(0 < ratio[0] <= 1 <= ratio[1], f"ratio is {ratio}", "(low, high) around 1", "(0.05, 20.) are DSRG's")
@@ -90,7 +94,7 @@ def rank_pool(values: Tensor, # float (…,n)
     weight = decay ** torch.arange(values.shape[-1], device=values.device, dtype=values.dtype)
     return values.sort(descending=True).values @ (weight / weight.sum())
 
-# %% ../nbs/21_losses.ipynb #aea9415d
+# %% ../nbs/21_losses.ipynb #5cad4c0a
 def expansion_loss(H: Tensor, # float (B,1+C,h,w), sums to 1 over dim 1
                    T: Tensor, # bool (B,C)
                    present: float = .996, # decay for classes of the image's tags
@@ -100,10 +104,13 @@ def expansion_loss(H: Tensor, # float (B,1+C,h,w), sums to 1 over dim 1
     check_tags(T)
     check(H.ndim == 4 and len(T) == len(H) and T.shape[1] + 1 == H.shape[1], f"tags T have shape {tuple(T.shape)}, H {tuple(H.shape)}", "(B,C) and (B,1+C,h,w)",
           "T has a column for each class but background")
-    pixels = H.flatten(2).float() if H.dtype.itemsize < 4 else H.flatten(2)
-    here = mean_where(minus_log(rank_pool(pixels[:, 1:], present)), T)
-    nowhere = mean_where(minus_log(1 - pixels[:, 1:].amax(2)), ~T)
-    return (here + nowhere + minus_log(rank_pool(pixels[:, BACKGROUND], background))).mean()
+    back, classes = long_floats(H).flatten(2).split([1, T.shape[1]], 1)
+    if H.device.type == "cpu":                   # sorting takes time; to pick what is tagged would make a GPU wait
+        here = classes.new_zeros(T.shape).masked_scatter(T, minus_log(rank_pool(classes[T], present)))
+    else:
+        here = minus_log(rank_pool(classes, present))
+    nowhere = minus_log(1 - classes.amax(2))
+    return (mean_where(here, T) + mean_where(nowhere, ~T) + minus_log(rank_pool(back[:, 0], background))).mean()
 
 # %% ../nbs/21_losses.ipynb #eb94626a
 def pixel_loss(H: Tensor, # float (B,1+C,h,w), sums to 1 over dim 1
