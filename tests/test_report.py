@@ -201,6 +201,8 @@ def test_large_pictures_keep_the_page_small(run, sets, tmp_path):
     page = written(run, grown)
     assert len(Page(page).all("img")) == 3 * (1 + 6 + 1) + 3 * (1 + 1 + 3 + 1 + 1)
     assert len(page) < 3e6
+    sizes = {Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))).size for image in Page(page).all("img")}
+    assert sizes == {(256, 192)}
 
 
 # ---- its numbers ----------------------------------------------------------------------------------------------------------
@@ -264,16 +266,18 @@ def test_stages_and_times(text):
     """Finished stages with their counts; their times add up: seven times 61.25 s."""
     rows = rows_of(text, "Stages that finished, 7 min 09 s in all")
     assert [row[0] for row in rows[1:]] == ["prepare", "classify/colour", "cues", "train", "retrain/1", "predict/val", "predict/val.train", "evaluate"]
-    assert rows[1] == ["prepare", "not run", "–"] and rows[2][1:] == ["6 images, colour.loss 0.5", "1 min 01 s"]
+    assert rows[1] == ["prepare", "not run", "–"] and rows[2][1:] == ["6 images; colour: loss 0.5", "1\u00a0min\u00a001\u00a0s"]
 
 
 def test_settings_against_defaults(run, sets):
     """What differs from the defaults is marked and said, nested ones under their full name; without defaults nothing is marked."""
     page = written(run, sets, defaults={"seed": 0, "train": {"learning_rate": .002, "view": {"crop": 321}}})
-    assert "Not the default: seed = 3; train.view.crop = 104." in Page(page).text().replace("  ", " ")
+    assert rows_of(page, "What was changed")[1:] == [["seed", "3", "0"], ["train.view.crop", "104", "321"]]
+    assert [words for opened, words in Page(page).words if opened[-1:] == ("summary",)][-3:-1] == ["2 settings that are not the default", "3 settings"]
+    assert [words for opened, words in Page(page).words if opened[-1:] == ("mark",)] == ["3", "104"] * 2
     assert rows_of(page, "The resolved configuration")[1:] == [["seed", "3", "0"], ["train.learning_rate", "0.002", "0.002"], ["train.view.crop", "104", "321"]]
     plain = written(run, sets)
-    assert "Not the default" not in plain and not Page(plain).all("mark")
+    assert "not the default" not in plain and not Page(plain).all("mark")
     assert rows_of(plain, "environment.json")[1:] == [["torch", "2.6.0"], ["packages.numpy", "2.1"]]
 
 
@@ -473,6 +477,9 @@ def test_pictures_without_prediction_are_counted(run, sets):
         (run / f"predict/val/{name}.png").unlink()
     text = written(run, sets)
     assert "Best, median and worst of 5 pictures" in text and "3 of 8 pictures have no prediction." in text
+    for name in sets[1].ids[3:6]:
+        (run / f"predict/val/{name}.png").unlink()
+    assert "All 2 pictures, best first" in written(run, sets)
 
 
 def test_numbers_that_are_none_are_left_out(run, sets):
@@ -530,6 +537,8 @@ def test_charts_without_data_are_refused():
 
 def test_charts_of_one_value():
     """A single point, a curve of zeros and a class that is nowhere are drawn without dividing by nothing."""
+    full = re.search('<rect [^>]*>', web.bar_chart("x", {"a rather long name": 1.}, ["red"]))[0]
+    assert float(re.search(' x="([^"]*)"', full)[1]) + float(re.search(' width="([^"]*)"', full)[1]) < 360 - 5 - 5 * 6.5       # room for the number
     for text in (web.line_chart("x", {"a": [(3, 0.)]}), web.line_chart("x", {"a": [(0, -1.), (1, -2.)]}), web.bar_chart("x", {"a": None}, ["red"], {"a": .5})):
         assert "nan" not in text and Page(text).faults == []
 

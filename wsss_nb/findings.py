@@ -102,7 +102,7 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
-# %% ../nbs/51f_findings.ipynb #1af53a7f
+# %% ../nbs/51f_findings.ipynb #4766d4f7
 STAGES = ("prepare", "classify", "cues", "train", "retrain", "predict", "evaluate")   # in the order they run
 
 
@@ -115,8 +115,11 @@ def manifests(run: Path) -> dict[str, dict | None]: # folder -> manifest; None: 
 
 
 def counted(counts: dict) -> str: # 6 pictures, loss 0.41
-    "What a stage counted, in words."
-    return ", ".join(f"{value} {name}" if value.isdigit() else f"{name} {value}" for name, value in flat(counts).items())
+    "What a stage counted, in words; counts within counts after their name."
+    said = lambda name, value: f"{value} {name}" if isinstance(value, int) else f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}"
+    nested = {name: value for name, value in counts.items() if isinstance(value, dict)}
+    flat_ones = [", ".join(said(name, value) for name, value in counts.items() if name not in nested)]
+    return "; ".join(filter(None, flat_ones + [f"{name}: {counted(value)}" for name, value in nested.items()]))
 
 # %% ../nbs/51f_findings.ipynb #2be8c7d0
 def is_upper_bound(run: Path,
@@ -199,7 +202,7 @@ def ranked(scores: dict[str, float], # id -> IoU; NaN is never chosen
     picked = {"best": 0, "median": (len(order) - 1) // 2, "worst": len(order) - 1} if len(order) > 2 else dict(zip(("best", "worst"), range(len(order))))
     return {title: order[k] for title, k in picked.items()}
 
-# %% ../nbs/51f_findings.ipynb #cdeb32ed
+# %% ../nbs/51f_findings.ipynb #e05f4157
 def choose(data: TaggedImages,
            ids: Sequence[str], # the candidates
            read: Callable[[str], np.ndarray], # the label map that is judged
@@ -210,7 +213,8 @@ def choose(data: TaggedImages,
         return firsts, {}, f"The first {len(firsts)} of {len(ids)} pictures. There are no masks, so nobody can say which is best or worst."
     at = {name: i for i, name in enumerate(data.ids)}
     scores = {name: picture_score(read(name), data.mask(at[name]), data.n_classes) for name in progress(ids, desc="ranking", unit="picture")}
-    return ranked(scores), scores, f"Best, median and worst of {len(ids)} pictures, by the mean IoU of the classes in each picture or claimed in it. The rule is fixed; nobody chose."
+    what = f"Best, median and worst of {len(ids)} pictures" if len(ids) > 2 else f"All {len(ids)} pictures, best first"
+    return ranked(scores), scores, f"{what}, by the mean IoU of the classes in each picture or claimed in it. The rule is fixed; nobody chose."
 
 
 def maybe_labels(path: Path, n_classes: int) -> np.ndarray | None:

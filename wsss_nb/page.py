@@ -195,7 +195,7 @@ def class_legend(classes: Sequence[str], # names of 1…C
     names = enumerate(("background", *classes), BACKGROUND)
     return element("ul", *(entry(c, name) for c, name in names), entry(IGNORE, "unlabelled: pale stripes"), class_="legend")
 
-# %% ../nbs/51e_page.ipynb #25ca158a
+# %% ../nbs/51e_page.ipynb #d1150dff
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --text: #1c1e21; --soft: #5b6168; --line: #d5d9de; --shade: #f3f5f7; --link: #0b5fa5; --mark: #ffe9a8; }
 @media (prefers-color-scheme: dark) {
@@ -209,7 +209,7 @@ nav a { display: inline-block; margin-right: 1rem; padding: .25rem 0; }
 .wide { overflow-x: auto; margin: .8rem 0; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 caption { text-align: left; padding-bottom: .3rem; } th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; } th { font-weight: 600; }
 tbody th { min-width: 7.5rem; } .numbers td, .numbers thead th + th { text-align: right; } thead th { background: var(--shade); }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .8rem; } .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1.2rem; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .8rem; } .pictures figure { max-width: 15rem; } .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1.2rem; }
 figure { margin: 0; } img { width: 100%; height: auto; border-radius: .2rem; background: var(--shade); } figcaption { font-size: .88rem; line-height: 1.35; }
 svg { display: block; height: auto; } details { margin: .8rem 0; } summary { cursor: pointer; padding: .3rem 0; }
 .legend { list-style: none; padding: 0; margin: .6rem 0; display: flex; flex-wrap: wrap; gap: .2rem 1rem; } .swatch { display: inline-block; width: 1em; height: 1em; margin-right: .4em; vertical-align: -.1em; border: 1px solid var(--soft); }

@@ -25,13 +25,13 @@ __all__ = ['JUDGED', 'what_ran', 'result_table', 'class_section', 'loss_section'
            'picture_rows', 'val_section', 'train_section', 'given_section', 'settings_section', 'environment_section',
            'cue_table', 'headline', 'require_classes', 'write_report']
 
-# %% ../nbs/51g_report.ipynb #1698e0c6
+# %% ../nbs/51g_report.ipynb #841ae4d2
 def what_ran(run: Path) -> Html:
     "Stages with their counts and times; a stage that did not finish says so."
     done = manifests(run)
     seconds = [number((made or {}).get("seconds")) for made in done.values()]
     said = [counted(made.get("counts") or {}) if made else "not run" for made in done.values()]
-    rows = zip(done, said, ("–" if s is None else duration(s) for s in seconds))
+    rows = zip(done, said, ("–" if s is None else duration(s).replace(" ", "\u00a0") for s in seconds))
     return table(f"Stages that finished, {duration(sum(filter(None, seconds)))} in all", ("stage", "counts", "time"), rows, words=True)
 
 # %% ../nbs/51g_report.ipynb #b80951bc
@@ -67,7 +67,7 @@ def class_section(run: Path, about: dict) -> Html:
     rows = [(name, *map(percent, values.values())) for name, values in found.as_dict()["classes"].items()]
     return html(bars, element("p", *said), folded("The same in numbers", table(f"{called}, percent; a dash: the class was neither there nor predicted", ("class", "IoU", "precision", "recall"), rows)))
 
-# %% ../nbs/51g_report.ipynb #781809d3
+# %% ../nbs/51g_report.ipynb #5072941c
 def loss_section(run: Path) -> Html:
     "A chart for each training of the run."
     logs = [path for pattern in ("classify/*", "train", "retrain/*") for path in sorted(run.glob(f"{pattern}/log.jsonl"))]
@@ -81,9 +81,9 @@ def quality_section(run: Path) -> Html:
     rows = [row for row in read_log(run / "train/quality.jsonl") if number(row.get("iou")) is not None]
     if not rows:
         return element("p", "The supervision was not measured: that needs masks of training pictures, which only a report may open.")
-    keys = ("precision", "recall", "iou")
-    drawn = line_chart("Quality of the supervision over the epochs", {key: [(row["epoch"], row.get(key)) for row in rows] for key in keys}, top=1)
-    numbers = table("Supervision of training pictures, percent, mean over the foreground classes", ("epoch", *keys), [(row["epoch"], *(percent(row.get(key)) for key in keys)) for row in rows])
+    keys = {"precision": "precision", "recall": "recall", "iou": "IoU"}
+    drawn = line_chart("Quality of the supervision over the epochs", {called: [(row["epoch"], row.get(key)) for row in rows] for key, called in keys.items()}, top=1)
+    numbers = table("Supervision of training pictures, percent, mean over the foreground classes", ("epoch", *keys.values()), [(row["epoch"], *(percent(row.get(key)) for key in keys)) for row in rows])
     words = "What the network was taught in each epoch, against the masks of training pictures (as in DSRG, figure 4). Epoch 0, where there is one, is the cues. The masks serve this page alone; training never sees them."
     return html(drawn, element("p", words), folded("The same in numbers", numbers))
 
@@ -164,7 +164,7 @@ def train_section(run: Path, train: TaggedImages, about: dict) -> Html:
     judged = f"Judged: the supervision of epoch {three[-1]}; unlabelled pixels count as missed." if three else "Judged: the cues, for no supervision was kept."
     return html(element("p", f"{rule} {judged if scores else ''}"), picture_rows(train, columns, chosen, scores))
 
-# %% ../nbs/51g_report.ipynb #82cc2eb0
+# %% ../nbs/51g_report.ipynb #224f0ad7
 def given_section(run: Path, train: TaggedImages, about: dict) -> Html:
     "Extra supervision, or the statement that there was none."
     notes = [read_json(run / "cues/seeds.json") or {}, (read_manifest(run / "cues") or {}).get("counts") or {}]
@@ -183,12 +183,12 @@ def settings_section(settings: dict, defaults: dict | None) -> Html:
     now, usual = flat(settings), flat(defaults or {})
     if not now:
         return element("p", "The settings were not recorded.")
-    changed = [key for key in now if defaults is not None and now[key] != usual.get(key)]
-    rows = [(key, element("mark", value) if key in changed else value, *([usual.get(key, "–")] if defaults is not None else [])) for key, value in now.items()]
-    head = ("setting", "value", "default") if defaults is not None else ("setting", "value")
-    said = f"{len(now)} settings" + (f", {len(changed)} of them not the default" if defaults is not None else "")
-    opened = [element("p", "Not the default: ", "; ".join(f"{key} = {now[key]}" for key in changed), ".")] if changed else []
-    return html(*opened, folded(said, table("The resolved configuration of the run", head, rows, words=True)))
+    changed = {key: element("mark", value) for key, value in now.items() if defaults is not None and value != usual.get(key)}
+    row = lambda key: (key, changed.get(key, now[key]), *([usual.get(key, "–")] if defaults is not None else []))
+    head = ("setting", "value", "default")[:2 + (defaults is not None)]
+    tables = {f"{len(keys)} settings{more}": table(caption, head, map(row, keys), words=True) for keys, more, caption in
+              ((changed, " that are not the default", "What was changed"), (now, "", "The resolved configuration of the run")) if keys}
+    return html(*(folded(said, inside) for said, inside in tables.items()))
 
 
 def environment_section(run: Path) -> Html:
