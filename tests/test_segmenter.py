@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from wsss_nb import backbones, segmenter as module
+from wsss_nb import backbones
+from wsss_nb import segmenter as module
 from wsss_nb.backbones import backbone
 from wsss_nb.classifier import make_grey
 from wsss_nb.core import DataError
