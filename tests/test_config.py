@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from typing import Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wsss_nb import config as module
@@ -221,6 +221,7 @@ def test_recipe_without_readable_types():
             load_config(overrides=["options.thete=1"], find=lambda name, function=function: function, presets={})
 
 
+@example(.1, [1.], "\x7f\"\\\n\u2028 größe = 'x'", 0)
 @settings(max_examples=40)
 @given(st.floats(0, 1e30, exclude_min=True), st.lists(st.floats(1e-3, 9), min_size=1, max_size=3), st.text(st.characters(codec="utf-8"), min_size=1), st.integers(0, 2**31))
 def test_written_is_read(rate, scales, model, seed):
