@@ -21,7 +21,7 @@ from .tagged import TaggedImages, list_pictures
 # %% auto #0
 __all__ = ['AGAIN', 'LabelFolder', 'label_folder', 'make_labels']
 
-# %% ../nbs/42_retraining.ipynb #d1e3efb5
+# %% ../nbs/42_retraining.ipynb #dbbc1c50
 AGAIN = "call make_labels again: it keeps what is whole and makes what is missing"
 
 
@@ -39,6 +39,7 @@ class LabelFolder:
             raise DataError(f"{str(error).partition('To mend it:')[0]}To mend it: delete this file, then {AGAIN}") from None
 
 
+
 def label_folder(folder: str | Path, # of ID.png, from `make_labels` or drawn by anyone
                  classes: Iterable[str], # names of 1…C
                  ids: Iterable[str] = (), # that must all be there
@@ -50,12 +51,17 @@ def label_folder(folder: str | Path, # of ID.png, from `make_labels` or drawn by
     check(folder.is_dir() and not missing, f"{folder} lacks the label maps of {len(missing)} of {len(ids)} images{', the first is ' + missing[0] if missing else ''}",
           "ID.png for each", AGAIN)
     note = folder / NOTE
-    made = tuple(json.loads(note.read_text(encoding="utf-8"))["classes"]) if note.exists() else classes
+    try:
+        made = tuple(json.loads(note.read_text(encoding="utf-8"))["classes"]) if note.exists() else classes
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{note} cannot be read; expected the note of predict_folder. To mend it: delete {folder}, then call make_labels again") from None
     check(made == classes, f"{folder} holds label maps of {len(made)} classes ({', '.join(made[:4])}…)", f"{len(classes)} classes ({', '.join(classes[:4])}…)",
           "use the labels of this data set; class numbers would mean something else")
     return LabelFolder(folder, classes)
 
 
+
+# %% ../nbs/42_retraining.ipynb #2f16411f
 def make_labels(network: nn.Module, # a trained Segmenter
                 data: TaggedImages, # the training pictures
                 folder: str | Path, # made if missing
