@@ -379,6 +379,9 @@ def test_nan_never_grows(road):
     H[0, 0, 0, 2] = torch.nan
     T = torch.tensor([[True, False]])
     assert torch.equal(road(H, row("1..."), T), row("11.."))
+    later = sure_of(row("0000")[0].numpy()[None], 3)[:, :, :1].clone()
+    later[0, 1, 0, 2] = torch.nan              # of a class that is looked at after the most probable one
+    assert torch.equal(road(later, row("0..."), T), row("00.."))
     H[0, 0, 0, 2], H[0, 2] = 0, torch.nan      # of a class that is not allowed
     assert torch.equal(road(H, row("1..."), T), row("1111"))
 
