@@ -144,7 +144,7 @@ PAPERS: dict[str, Paper] = {
     "cues": Paper("Fully Using Classifiers for Weakly Supervised Semantic Segmentation with Modified Cues", "2019", {"val.train": 55.3, "val": 56.0, "val.tags": 57.8}, "table 1"),
 }
 
-# %% ../nbs/50_recipes.ipynb #7eef4f6e
+# %% ../nbs/50_recipes.ipynb #a094e763
 def learning(name: str, # of training.LEARNING
              ) -> dict:
     "A named way of learning as a table: what differs from the defaults."
@@ -175,7 +175,7 @@ FROM_CLASSIFIER = {"train": {"weights": "classifier"}}
 PRESETS: dict[str, dict] = {
     "baseline/toy": layered(TOY, NO_RETRAINING), "sec/toy": layered(TOY, NO_RETRAINING), "balanced/toy": layered(TOY, NO_RETRAINING),
     "dsrg/toy": layered(TOY, GROWS),
-    "cues/toy": layered(TOY, FROM_CLASSIFIER, NO_RETRAINING, {"options": {"balanced": True}, "predict": {"amend": 0., "variants": ("tags",)}}),
+    "cues/toy": layered(TOY, FROM_CLASSIFIER, NO_RETRAINING, {"options": {"balanced": True}, "predict": {"amend": -2., "variants": ("tags",)}}),
     "baseline/voc-vgg16": layered(VGG16, DSRG_LEARNING, NO_RETRAINING), "sec/voc-vgg16": layered(VGG16, SEC_LEARNING),
     "balanced/voc-vgg16": layered(VGG16, DSRG_LEARNING, NO_RETRAINING),
     "dsrg/voc-vgg16": layered(VGG16, DSRG_LEARNING),
