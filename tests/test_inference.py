@@ -191,6 +191,30 @@ def test_amend_by_hand():
     assert amend(H, torch.tensor([True, True])).equal(H)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_amend_in_16_bits(dtype):
+    """The rejected class, first of the two, stays strictly below, though 16 bits hold no number so close."""
+    out = amend(torch.tensor([.25, .5, .25], dtype=dtype)[:, None, None], torch.tensor([False, True]))
+    assert out.dtype == torch.float32 and out.argmax(0).item() in (0, 2)
+    np.testing.assert_allclose(out.flatten(), np.array([.25, .2499, .25]) / .7499, rtol=1e-6)
+
+
+def test_amend_hides_no_nan():
+    """A pixel of NaN stays one, wherever the NaN stood; its neighbours are what they were."""
+    H = torch.full((3, 1, 4), 1/3)
+    for c in range(3):
+        H[c, 0, c] = float("nan")
+    out = amend(H, torch.tensor([True, False]))
+    assert out[:, 0, :3].isnan().all() and out[:, 0, 3].isfinite().all()
+
+
+@pytest.mark.parametrize("margin", [0., -.1, float("nan")])
+def test_a_margin_that_is_none_is_refused(margin):
+    """Level is not below."""
+    with pytest.raises(DataError, match="the margin is"):
+        amend(torch.rand(3, 4, 4).softmax(0), torch.tensor([True, False]), margin)
+
+
 def test_amend_changes_nothing_it_is_given():
     """Neither probabilities nor tags."""
     H = torch.rand(3, 4, 4).softmax(0)
@@ -210,8 +234,11 @@ def test_accepted_classes_by_hand():
     """Above, not at, the threshold; a silent row is possible; NaN is refused."""
     assert accepted_classes(np.array([[0., .1], [-1., -2.]])).tolist() == [[False, True], [False, False]]
     assert accepted_classes(torch.tensor([[0., -3.]]), -2.).tolist() == [[True, False]]
-    with pytest.raises(DataError, match="finite"):
-        accepted_classes(np.array([[np.nan, 1.]]))
+    assert accepted_classes(torch.tensor([[1., -1.]], dtype=torch.bfloat16, requires_grad=True)).tolist() == [[True, False]]
+    assert accepted_classes(np.zeros((0, 3))).shape == (0, 3)
+    for scores, threshold in (([[np.nan, 1.]], 0.), ([[np.inf, 1.]], 0.), ([1., 2.], 0.), ([[1., 2.]], float("nan"))):
+        with pytest.raises(DataError, match="finite"):
+            accepted_classes(np.array(scores), threshold)
 
 
 # ---- deciding ----------------------------------------------------------------------------------------------------------
@@ -293,7 +320,7 @@ from test_inference import Tiny
 from wsss_nb.inference import predict_folder
 from wsss_nb.voc import voc_folder
 torch.set_num_threads(1)
-data = voc_folder(sys.argv[1], "train")
+data = voc_folder(sys.argv[1], "train").subset(range(16))
 predict_folder(Tiny(data.classes), data, sys.argv[2], (.75, 1.), flip=True, workers=2)
 """
 
@@ -309,8 +336,8 @@ def test_killed_half_way_and_called_again_gives_the_same_bytes(toyvoc, tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = {path: os.stat(path).st_mtime_ns for path in (tmp_path / "killed").glob("train*.png")}
-    assert 4 <= len(done) < 24
-    data = voc_folder(toyvoc, "train")
+    assert 4 <= len(done) < 16
+    data = voc_folder(toyvoc, "train").subset(range(16))
     for folder in ("killed", "whole"):
         predict_folder(Tiny(data.classes), data, tmp_path / folder, (.75, 1.), flip=True)
     names = sorted(path.name for path in (tmp_path / "whole").iterdir())
@@ -348,9 +375,32 @@ def test_another_network_or_folder_is_refused(network, data, tmp_path):
 def test_a_lost_setting_is_noticed(tmp_path):
     """Also one that only the older note has."""
     note_predictions(tmp_path, {"a": 1, "b": (1, 2)})
+    write_labels(tmp_path / "x.png", np.zeros((2, 2), np.uint8))
     note_predictions(tmp_path, {"a": 1, "b": [1, 2]})
     with pytest.raises(DataError, match="other b "):
         note_predictions(tmp_path, {"a": 1})
+
+
+@pytest.mark.parametrize("mistake", [{"scales": ()}, {"scales": 1.}, {"sizes": (.4,)}, {"sum": "logit"}, {"crf": {"engine": "nunba"}}, {"crf": None}])
+def test_a_call_that_made_nothing_binds_nobody(network, data, tmp_path, mistake):
+    """A mistake is refused in one line, and the corrected call may use the same folder."""
+    one = data.subset([0])
+    with pytest.raises(DataError, match="expected .*To mend it"):
+        predict_folder(network, one, tmp_path, **mistake)
+    predict_folder(network, one, tmp_path, crf=False)
+    assert len(list(tmp_path.glob("*.png"))) == 1
+
+
+def test_settings_of_any_kind_are_one(network, data, tmp_path):
+    """Numbers of numpy, lists and tuples, whole numbers; accepted classes as a list or a tensor."""
+    one = data.subset([0])
+    predict_folder(network, one, tmp_path / "scales", np.array([1.]), crf=False, accepted=one.tags)
+    before = os.stat(tmp_path / "scales" / f"{data.ids[0]}.png").st_mtime_ns
+    for scales, accepted in (([1], one.tags.tolist()), ((1.,), torch.from_numpy(one.tags))):
+        predict_folder(network, one, tmp_path / "scales", scales, crf=False, accepted=accepted)
+    assert os.stat(tmp_path / "scales" / f"{data.ids[0]}.png").st_mtime_ns == before
+    predict_folder(network, one, tmp_path / "sizes", sizes=np.array([16, 24]), crf=False)
+    predict_folder(network, one, tmp_path / "sizes", sizes=(16, 24), crf=False)
 
 
 def test_the_upper_bound_is_labelled(network, data, tmp_path):

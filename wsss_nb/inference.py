@@ -31,7 +31,7 @@ from .transforms import resize
 __all__ = ['DSRG_SIZES', 'DSRG_SCALES', 'SUMS', 'NOTE', 'view_sizes', 'predict_probabilities', 'amend', 'accepted_classes',
            'decide', 'note_predictions', 'whole', 'require_fit', 'predict_folder']
 
-# %% ../nbs/41_inference.ipynb #618398d9
+# %% ../nbs/41_inference.ipynb #93200e28
 DSRG_SIZES, DSRG_SCALES = (241, 321, 401), (.75, 1., 1.25)   # the authors' test scripts: squares after stage 1, factors after stage 2
 
 
@@ -41,7 +41,7 @@ def view_sizes(size: tuple[int, int], # h, w of the picture
                ) -> list[tuple[int, int]]: # h, w of each view
     "The sizes at which a network is shown a picture."
     asked, name = (scales, "scales") if sizes is None else (sizes, "sizes")
-    check(len(asked) > 0 and all(0 < value < float("inf") for value in asked), f"{name} are {tuple(asked)}",
+    check(np.ndim(asked) == 1 and len(asked) > 0 and all(0 < value < float("inf") and (sizes is None or value >= 1) for value in asked), f"{name} are {asked}",
           "positive numbers, at least one", "scales=(.75, 1., 1.25), or sizes=(241, 321, 401)")
     if sizes is not None:
         return [(int(side), int(side)) for side in sizes]
@@ -74,27 +74,29 @@ def predict_probabilities(network: nn.Module, # a Segmenter: image (B,3,h,w) -> 
         total = total / (len(views) * (1 + flip))
     return total if sum == "probabilities" else total.softmax(0)
 
-# %% ../nbs/41_inference.ipynb #76b9b73f
+# %% ../nbs/41_inference.ipynb #cf3411b8
 def amend(H: Tensor, # float (…,1+C,h,w), sums to 1 over the classes
           accepted: Tensor, # bool (…,C): classes that the picture may hold; background always may
           margin: float = 1e-4, # how far below; 1 takes rejected classes out altogether
-          ) -> Tensor: # float (…,1+C,h,w), sums to 1 over the classes
+          ) -> Tensor: # float (…,1+C,h,w) of at least 32 bits, sums to 1 over the classes
     "Push classes that the picture does not hold below the best one that it does, pixel by pixel (modified cues: prediction-amended test)."
     check(accepted.dtype == torch.bool and H.ndim > 2 and accepted.shape == (*H.shape[:-3], H.shape[-3] - 1), f"accepted is {accepted.dtype} of shape {tuple(accepted.shape)} for H of shape {tuple(H.shape)}",
           "bool (…,C) for (…,1+C,h,w)", "a row of tags for each picture, without background")
-    allowed = pad(accepted, (1, 0), value=True)[..., None, None]
+    check(margin > 0, f"the margin is {margin}", "above 0; 1 takes rejected classes out altogether", "1e-4 is the paper's")
+    H, allowed = H.to(torch.promote_types(H.dtype, torch.float32)), pad(accepted, (1, 0), value=True)[..., None, None]   # 16 bits have no number so close below
     ceiling = H.masked_fill(~allowed, 0).amax(-3, keepdim=True)
     amended = torch.where(allowed, H, torch.minimum(H, (ceiling - margin).clamp(min=0)))
-    amended = torch.where(ceiling > 0, amended, allowed.to(H))   # no accepted class has any probability: all of them alike
+    amended = torch.where(ceiling == 0, allowed.to(H), amended)   # no accepted class has any probability: all of them alike
     return amended / amended.sum(-3, keepdim=True)
 
-# %% ../nbs/41_inference.ipynb #5cd093bc
+# %% ../nbs/41_inference.ipynb #3c00049b
 def accepted_classes(scores: np.ndarray | Tensor, # (n,C): a classifier's logits, from `score_images`
                      threshold: float = 0., # logit 0 is probability 1/2
                      ) -> np.ndarray: # bool (n,C)
     "The classes a classifier believes in; a picture of which it believes nothing can only become background."
-    scores = np.asarray(scores, float)
-    check(scores.ndim == 2 and bool(np.isfinite(scores).all()), f"scores have shape {scores.shape}, {np.isfinite(scores).mean():.0%} of them finite", "finite numbers (n,C)",
+    scores = torch.as_tensor(scores).detach().cpu().double().numpy()
+    wrong = int((~np.isfinite(scores)).sum())
+    check(scores.ndim == 2 and not wrong and threshold == threshold, f"scores have shape {scores.shape}, {wrong} of them not finite; the threshold is {threshold}", "finite numbers (n,C)",
           "hand over what classifier.score_images returns")
     return scores > threshold
 
@@ -117,15 +119,15 @@ def decide(H: Tensor, # float (1+C,h,w), from `predict_probabilities`
         H = H.masked_fill(~pad(accepted, (1, 0), value=True)[:, None, None], 0)
     return H.argmax(0).to(torch.uint8).cpu().numpy()
 
-# %% ../nbs/41_inference.ipynb #a914dc74
+# %% ../nbs/41_inference.ipynb #a1fb4160
 NOTE = "predictions.json"
 
 
 def note_predictions(folder: Path, plan: dict) -> None:
     "Write how the label maps of a folder are made, or see that those in it were made in the same way."
-    note, text = folder / NOTE, json.dumps(plan, indent=1) + "\n"
-    if not note.exists():
-        check(not any(folder.glob("*.png")), f"{folder} holds label maps, but no {NOTE} that says how they were made", "an empty folder, or one of predict_folder", "choose another folder")
+    note, text, maps = folder / NOTE, json.dumps(plan, indent=1) + "\n", any(folder.glob("*.png"))
+    check(note.exists() or not maps, f"{folder} holds label maps, but no {NOTE} that says how they were made", "an empty folder, or one of predict_folder", "choose another folder")
+    if not maps:                                  # a call that failed before its first label map binds nobody
         with atomic(note) as path:
             path.write_text(text, encoding="utf-8")
     try:
@@ -158,7 +160,7 @@ def require_fit(network: nn.Module, data: TaggedImages, accepted: np.ndarray | N
     check(accepted is None or accepted.dtype == bool and accepted.shape == data.tags.shape, f"accepted is {getattr(accepted, 'dtype', '')} of shape {getattr(accepted, 'shape', '')}",
           f"bool {data.tags.shape}: a row an image, a column a class without background", "accepted_classes(score_images(classifier, data))")
 
-# %% ../nbs/41_inference.ipynb #4cbcca03
+# %% ../nbs/41_inference.ipynb #e273697f
 def _plan(network: nn.Module, data: TaggedImages, settings: dict, accepted: np.ndarray | None) -> dict:
     "What must be the same for two calls to write into one folder."
     amended = "no"
@@ -190,7 +192,10 @@ def predict_folder(network: nn.Module, # a Segmenter
                    limit: int = LIMIT, # a picture of more pixels is made smaller, and its label map larger again
                    ) -> Path:
     "A label map for each picture; goes on where it was stopped."
+    accepted = None if accepted is None else np.asarray(accepted)
     require_fit(network, data, accepted)
+    check(isinstance(crf, (bool, Mapping)), f"crf is {crf!r}", "True, False or arguments of crf.mean_field", "crf=False for none")
+    scales, sizes = ([float(value) for value in asked] if np.ndim(asked) == 1 else asked for asked in (scales, sizes))
     folder, on_device = Path(folder), crf is False or crf is not True and crf.get("engine") in ("lattice", "exact")
     note_predictions(folder, _plan(network, data, {"scales": scales, "flip": flip, "sizes": sizes, "sum": sum, "margin": margin, "limit": limit,
                                                    "crf": crf if isinstance(crf, bool) else repr(sorted(crf.items()))}, accepted))
