@@ -18,7 +18,7 @@ import torch
 
 from wsss_nb.config import load_config
 from wsss_nb.core import seed_everything
-from wsss_nb.dsrg_study import GRID, MAIN, TRIALS, Study, all_cues, brief, cam_alone, measure
+from wsss_nb.dsrg_study import GRID, MAIN, MORE, TRIALS, Study, all_cues, brief, cam_alone, measure
 from wsss_nb.evaluation import Evaluation, confusion
 from wsss_nb.files import atomic
 from wsss_nb.pretraining import cache_folder, toy_classifier, toy_voc
@@ -68,7 +68,8 @@ def main() -> None:
     "Measure what is not in the files yet."
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[111, 112, 113])
-    parser.add_argument("--part", choices=("main", "grid", "all"), default="all")
+    parser.add_argument("--part", choices=("main", "grid", "more", "all"), default="all")
+    parser.add_argument("--only", nargs="+", default=[], choices=TRIALS, metavar="ROW", help="these rows alone")
     parser.add_argument("--n-train", type=int, default=600)
     parser.add_argument("--n-val", type=int, default=150)
     parser.add_argument("--out", type=Path, default=OUT, help="a folder: SEED.json")
@@ -77,7 +78,7 @@ def main() -> None:
         out = options.out / f"{seed}.json"
         out.parent.mkdir(parents=True, exist_ok=True)
         study = begin(seed, options.n_train, options.n_val, out)
-        for name in {"main": MAIN, "grid": GRID, "all": TRIALS}[options.part]:
+        for name in options.only or {"main": MAIN, "grid": GRID, "more": MORE, "all": TRIALS}[options.part]:
             results = json.loads(out.read_text(encoding="utf-8"))
             if name not in results["trials"]:
                 start = time.perf_counter()

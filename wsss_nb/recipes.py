@@ -144,7 +144,7 @@ PAPERS: dict[str, Paper] = {
     "cues": Paper("Fully Using Classifiers for Weakly Supervised Semantic Segmentation with Modified Cues", "2019", {"val.train": 55.3, "val": 56.0, "val.tags": 57.8}, "table 1"),
 }
 
-# %% ../nbs/50_recipes.ipynb #a094e763
+# %% ../nbs/50_recipes.ipynb #6bca6341
 def learning(name: str, # of training.LEARNING
              ) -> dict:
     "A named way of learning as a table: what differs from the defaults."
@@ -153,7 +153,7 @@ def learning(name: str, # of training.LEARNING
 
 
 TOY_VIEW = {"network": "small", "head": "linear", "view": "crop", "size": 112, "low": .65, "high": 1., "bias": 1., "bias_decay": None}
-TOY = {"train": learning("toy") | TOY_VIEW, "retrain": learning("toy") | TOY_VIEW}
+TOY = {"train": learning("toy") | TOY_VIEW, "retrain": learning("toy") | TOY_VIEW | {"restrict": True, "balanced": True}}
 VGG16 = {"classify": {"network": "vgg16", "preset": "dsrg"}, "cues": {"size": (-(-321 // 8),) * 2},
          "train": {"network": "vgg16", "head": "aspp", "view": "warp"}, "retrain": {"network": "vgg16", "head": "aspp", "view": "crop"}}
 

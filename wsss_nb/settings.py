@@ -126,7 +126,7 @@ class Cues:
         settle(self)
         check_scales(self.scales)
 
-# %% ../nbs/50b_settings.ipynb #81fb4bef
+# %% ../nbs/50b_settings.ipynb #0d714e13
 @dataclass(frozen=True)
 class Train(Training):
     "How the segmenter learns."
@@ -157,6 +157,7 @@ class Retrain(Train):
     "The same once more, with predictions as supervision."
     rounds: int = 1
     restrict: bool = False # labels only of classes the picture is tagged with
+    balanced: bool = False # foreground and background count alike in the loss
     start: Literal["trained", "afresh"] = "trained"
     scales: tuple[float, ...] = (1.,) # at which the labels are predicted
     flip: bool = False # and mirrored
