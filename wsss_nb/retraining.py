@@ -21,7 +21,7 @@ from .tagged import TaggedImages, list_pictures
 # %% auto #0
 __all__ = ['AGAIN', 'LabelFolder', 'label_folder', 'make_labels']
 
-# %% ../nbs/42_retraining.ipynb #dbbc1c50
+# %% ../nbs/42_retraining.ipynb #04b4a629
 AGAIN = "call make_labels again: it keeps what is whole and makes what is missing"
 
 
@@ -37,7 +37,6 @@ class LabelFolder:
             return read_labels(path, 1 + len(self.classes))
         except DataError as error:
             raise DataError(f"{str(error).partition('To mend it:')[0]}To mend it: delete this file, then {AGAIN}") from None
-
 
 
 def label_folder(folder: str | Path, # of ID.png, from `make_labels` or drawn by anyone
@@ -58,8 +57,6 @@ def label_folder(folder: str | Path, # of ID.png, from `make_labels` or drawn by
     check(made == classes, f"{folder} holds label maps of {len(made)} classes ({', '.join(made[:4])}…)", f"{len(classes)} classes ({', '.join(classes[:4])}…)",
           "use the labels of this data set; class numbers would mean something else")
     return LabelFolder(folder, classes)
-
-
 
 # %% ../nbs/42_retraining.ipynb #2f16411f
 def make_labels(network: nn.Module, # a trained Segmenter
