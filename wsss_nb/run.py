@@ -115,7 +115,7 @@ def mean_losses(sums: list[dict[str, float]], # of every process
     means = {name: value / updates for name, value in total.items()}
     return {"loss": sum(means.values()), **means}
 
-# %% ../nbs/06b_run.ipynb #99446907
+# %% ../nbs/06b_run.ipynb #f6c71812
 def facts_of(data: object, optimiser: torch.optim.Optimizer) -> dict:
     "What is remembered of data and groups, to refuse others later."
     images = getattr(data, "data", None)
@@ -200,6 +200,7 @@ class Run:
                 "network": self.network.state_dict(), "optimiser": self.optimiser.state_dict(), "iteration": self.iteration,
                 "history": self.history, "seconds": time.perf_counter() - self.since, "processes": everyone,
                 "settings": as_plain(self.settings), "data": self.facts, "layers": shapes(self.network)})
+        gather(self.team, None)                  # nobody goes on before it is written: the next call reads it
 
     def resume(self) -> None:
         "Go back to the last checkpoint of the folder, if there is one."
