@@ -30,9 +30,10 @@ from .tagged import TaggedImages
 from .training import LEARNING, Method, grown
 
 # %% auto #0
-__all__ = ['CueMaker', 'RECIPES', 'DSRG_PAPER', 'PAPERS', 'TOY_VIEW', 'TOY', 'VGG16', 'GROWS', 'NO_RETRAINING', 'DSRG_LEARNING',
-           'SEC_LEARNING', 'FROM_CLASSIFIER', 'PRESETS', 'attention_cues', 'merged_cues', 'sec_loss', 'Recipe',
-           'coarse_crf', 'baseline', 'sec', 'balanced', 'dsrg', 'cues', 'Paper', 'learning', 'layered', 'find_recipe']
+__all__ = ['CueMaker', 'RECIPES', 'DSRG_PAPER', 'PAPERS', 'READERS', 'TOY_VIEW', 'TOY', 'VGG16', 'GROWS', 'NO_RETRAINING',
+           'DSRG_LEARNING', 'SEC_LEARNING', 'FROM_CLASSIFIER', 'PRESETS', 'attention_cues', 'merged_cues', 'sec_loss',
+           'Recipe', 'coarse_crf', 'baseline', 'sec', 'balanced', 'dsrg', 'cues', 'Paper', 'learning', 'layered',
+           'find_recipe']
 
 # %% ../nbs/50_recipes.ipynb #1ed1735a
 CueMaker = Callable[..., Tensor]   # data, i, classifiers by name, saliency (h,w) -> uint8 (K,h,w), K seeds of picture i
@@ -144,7 +145,7 @@ PAPERS: dict[str, Paper] = {
     "cues": Paper("Fully Using Classifiers for Weakly Supervised Semantic Segmentation with Modified Cues", "2019", {"val.train": 55.3, "val": 56.0, "val.tags": 57.8}, "table 1"),
 }
 
-# %% ../nbs/50_recipes.ipynb #6bca6341
+# %% ../nbs/50_recipes.ipynb #9967c4b6
 def learning(name: str, # of training.LEARNING
              ) -> dict:
     "A named way of learning as a table: what differs from the defaults."
@@ -152,10 +153,11 @@ def learning(name: str, # of training.LEARNING
     return {f.name: getattr(LEARNING[name], f.name) for f in fields(Training) if getattr(LEARNING[name], f.name) != getattr(usual, f.name)}
 
 
-TOY_VIEW = {"network": "small", "head": "linear", "view": "crop", "size": 112, "low": .65, "high": 1., "bias": 1., "bias_decay": None}
+READERS = int(sys.platform == "linux")   # processes that read pictures; elsewhere each would be started anew, which takes longer than it saves
+TOY_VIEW = {"workers": READERS, "network": "small", "head": "linear", "view": "crop", "size": 112, "low": .65, "high": 1., "bias": 1., "bias_decay": None}
 TOY = {"train": learning("toy") | TOY_VIEW, "retrain": learning("toy") | TOY_VIEW | {"restrict": True, "balanced": True}}
 VGG16 = {"classify": {"network": "vgg16", "preset": "dsrg"}, "cues": {"size": (-(-321 // 8),) * 2},
-         "train": {"network": "vgg16", "head": "aspp", "view": "warp"}, "retrain": {"network": "vgg16", "head": "aspp", "view": "crop"}}
+         "train": {"network": "vgg16", "head": "aspp", "view": "warp", "workers": 8}, "retrain": {"network": "vgg16", "head": "aspp", "view": "crop", "workers": 8}}
 
 
 def layered(*tables: Mapping) -> dict:
