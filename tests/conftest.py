@@ -28,3 +28,14 @@ def toyvoc(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "toyvoc"
     make_toyvoc(folder, n_train=24, n_val=12, seed=0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(toyvoc, tmp_path_factory) -> Path:
+    """A tiny run of DSRG with all its stages done, made once for all tests: read it; copy it where a test changes it."""
+    from run_toy import tiny
+
+    from wsss_nb.stages import run_all
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    run_all(tiny(toyvoc), run)
+    return run

@@ -22,12 +22,23 @@ from wsss_nb.checkpoint import load_checkpoint, read_log
 from wsss_nb.core import Batch, DataError, Prediction
 from wsss_nb.evaluation import evaluate_folder
 from wsss_nb.files import read_labels, write_labels
-from wsss_nb.loop import fit
-from wsss_nb.losses import balanced_seeding_loss, boundary_loss
 from wsss_nb.schedule import Training
-from wsss_nb.tagged import Sample, TrainingSet, collate
-from wsss_nb.training import (LEARNING, Look, Method, grown, keep, profile_step, small_picture, supervised, train_segmenter, training_view,
-                              weak_overhead, whole_view, wsss_step)
+from wsss_nb.tagged import TrainingSet
+from wsss_nb.training import (
+    LEARNING,
+    Look,
+    Method,
+    grown,
+    keep,
+    profile_step,
+    small_picture,
+    supervised,
+    train_segmenter,
+    training_view,
+    weak_overhead,
+    whole_view,
+    wsss_step,
+)
 from wsss_nb.voc import voc_folder
 
 OTHERS = multiprocessing.get_context("forkserver")       # a clean process, with torch loaded once for all of them

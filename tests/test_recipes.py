@@ -1,0 +1,152 @@
+"""Lesson 50: every recipe through every stage, what differs between them, and a recipe from the folder one stands in."""
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from run_toy import tiny
+
+from wsss_nb.config import load_config
+from wsss_nb.core import IGNORE, Batch, DataError, Prediction
+from wsss_nb.files import read_labels
+from wsss_nb.losses import balanced_seeding_loss, boundary_loss, expansion_loss, seeding_loss
+from wsss_nb.opening import recipe_of
+from wsss_nb.recipes import PAPERS, PRESETS, RECIPES, find_recipe, layered, learning
+from wsss_nb.stages import run_all
+from wsss_nb.stored import read_seeds
+from wsss_nb.training import grown, keep
+from wsss_nb.voc import voc_folder
+
+# classifiers after one epoch are unsure, so their maps' whole upper half is taken for a cue
+OPTIONS = {"baseline": [], "sec": [], "balanced": [], "cues": ["cues.foreground=.5", "predict.variants=tags,nocrf,single"]}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_recipe_runs_through_every_stage(name, toyvoc, tmp_path):
+    """From tags to a page: a label map of known classes for each picture, a score for each way of predicting. DSRG is the run of the other tests."""
+    config = tiny(toyvoc, f"{name}/toy", *OPTIONS[name])
+    done = run_all(config, tmp_path)
+    data = voc_folder(toyvoc, "val")
+    for way in done["predict"]["counts"]["ways"]:
+        for i, image in enumerate(data.ids):
+            S = read_labels(tmp_path / f"predict/{way}/{image}.png")
+            assert S.shape == data.image(i).shape[:2] and S.max() <= len(data.classes)
+        assert 0 <= json.loads((tmp_path / f"evaluate/{way}.json").read_text())["mean_iou"] <= 1
+    assert done["predict"]["counts"]["ways"][0] == "val" and (tmp_path / "report/index.html").stat().st_size > 10_000
+    epochs = [json.loads(line) for line in (tmp_path / "train/log.jsonl").read_text().splitlines()]
+    terms = {"baseline": {"seed", "boundary"}, "sec": {"seed", "boundary", "expand"}, "balanced": {"seed", "boundary"}, "cues": {"seed", "boundary"}}[name]
+    assert all(terms <= set(row) for row in epochs) and ("expand" in epochs[0]) == (name == "sec")
+    kinds = {"colour", "grey"} if name == "cues" else {"colour"}
+    assert {path.name for path in (tmp_path / "classify").iterdir() if path.is_dir()} == kinds
+    if name == "cues":
+        assert set(done["predict"]["counts"]["ways"]) == {"val", "val.plain", "val.tags", "val.nocrf", "val.single"}
+        for i, image in enumerate(data.ids):                  # who is told the tags predicts no other class
+            assert set(np.unique(read_labels(tmp_path / f"predict/val.tags/{image}.png"))) <= {0, *(1 + np.flatnonzero(data.tags[i]))}
+
+
+def batch_of(C=3, size=4):
+    """A prediction, its CRF's answer, cues and tags, at random."""
+    torch.manual_seed(0)
+    H, Q = (torch.rand(2, 1 + C, size, size).softmax(1) for _ in range(2))
+    T = torch.tensor([[True, False, True], [False, True, False]])
+    S = torch.full((2, size, size), IGNORE, dtype=torch.uint8)
+    S[0, 0, 0], S[0, 1, 1], S[1, 2, 2], S[:, 3, 3] = 1, 3, 2, 0
+    return Prediction(H, Q=Q), S, Batch(torch.zeros(2, 3, size, size), T, S, ("a", "b"))
+
+
+@pytest.mark.parametrize("name, seed, expands, supervise", [("baseline", seeding_loss, False, keep), ("sec", seeding_loss, True, keep),
+                                                            ("balanced", balanced_seeding_loss, False, keep), ("dsrg", balanced_seeding_loss, False, grown), ("cues", seeding_loss, False, keep)])
+def test_what_each_recipe_minimises(name, seed, expands, supervise):
+    """DSRG table 2 from top to bottom: a loss more, a loss less, a loss balanced; and who grows."""
+    recipe, (prediction, S, batch) = RECIPES[name](), batch_of()
+    expected = {"seed": seed(prediction.H, S), "boundary": boundary_loss(prediction.H, prediction.Q)} | ({"expand": expansion_loss(prediction.H, batch.T)} if expands else {})
+    found = recipe.method.loss(prediction, S, batch)
+    assert set(found) == set(expected) and all(torch.equal(found[key], expected[key]) for key in expected)
+    made = recipe.method.supervise
+    assert (made.func if isinstance(made, partial) else made) is supervise
+
+
+def test_options_reach_the_method():
+    """Each argument of a recipe does what it says."""
+    prediction, S, batch = batch_of()
+    sure = Prediction(torch.tensor([.05, .05, .05, .85])[None, :, None, None].expand(2, 4, 4, 4), Q=prediction.Q)
+    cells = lambda **options: int((RECIPES["dsrg"](**options).method.supervise(batch, sure) == 3).sum())
+    assert cells(theta_foreground=.8) == 14 and cells(theta_foreground=.9) == 1 and cells(theta_foreground=2.) == 1    # 16 less two other cues; picture 2 has no such tag
+    assert "expand" in RECIPES["dsrg"](expansion=True).method.loss(prediction, S, batch)
+    assert RECIPES["cues"](grey=False).classifiers == ("colour",) and RECIPES["cues"]().classifiers == ("colour", "grey")
+    assert RECIPES["cues"](snap=False).cues.keywords == {"snap": False}
+    H = torch.full((1, 2, 6, 6), .5)
+    H[:, 0, :, :3], H[:, 1, :, :3] = .9, .1
+    picture = torch.randint(0, 256, (1, 3, 6, 6), dtype=torch.uint8)
+    assert not torch.equal(RECIPES["sec"](crf_scale=12.).method.refine(H, picture), RECIPES["sec"](crf_scale=2.).method.refine(H, picture))
+
+
+def test_every_recipe_has_a_paper_and_presets():
+    """One for ToyVOC and one for VOC; every preset is a config."""
+    assert set(RECIPES) == set(PAPERS)
+    for name in RECIPES:
+        own = [preset for preset in PRESETS if preset.startswith(f"{name}/")]
+        assert f"{name}/toy" in own and any("/voc-" in preset for preset in own)
+        assert PAPERS[name].reported and PAPERS[name].venue
+    for preset in PRESETS:
+        config = load_config(preset, "toyvoc")
+        assert config.preset == preset and recipe_of(config).method.refine is not None
+    dsrg = load_config("dsrg/voc-vgg16", "toyvoc")
+    assert (dsrg.train.iterations, dsrg.train.batch_size, dsrg.train.step_factor, dsrg.retrain.schedule, dsrg.retrain.iterations) == (8000, 20, .33, "poly", 20_000)
+    assert (dsrg.cues.size, dsrg.train.view, dsrg.train.head, dsrg.options) == ((41, 41), "warp", "aspp", {})
+
+
+def test_layers_lie_over_each_other():
+    """The last word counts, tables are merged, and no table of the input is changed."""
+    low = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    assert layered(low, {"a": {"c": {"f": 4}}, "e": {"g": 5}}, {"a": {"b": 6}}) == {"a": {"b": 6, "c": {"d": 2, "f": 4}}, "e": {"g": 5}}
+    assert low == {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    assert learning("dsrg-files")["step_factor"] == .33 and "momentum" not in learning("dsrg-files")
+
+
+MINE = '''
+from functools import partial
+from wsss_nb.recipes import Recipe, coarse_crf, sec_loss
+from wsss_nb.training import Method
+
+def shy(batch, prediction, sure):
+    "Forget cues that the network contradicts."
+    p, c = prediction.H.max(1)
+    return batch.S.masked_fill((p > sure) & (c != batch.S), 255)
+
+def mine(sure: float = .9, rounds: int = 2) -> Recipe:
+    "Cues that the network may veto."
+    return Recipe(Method(partial(sec_loss, balanced=True, expansion=False), partial(shy, sure=sure), coarse_crf()))
+
+number = 5
+'''
+
+
+def test_a_recipe_from_the_folder_one_stands_in(toyvoc, tmp_path, monkeypatch):
+    """package.module:function, its arguments as settings, through every stage; and what is wrong with it, in words."""
+    (tmp_path / "study_of_mine").mkdir()
+    (tmp_path / "study_of_mine/__init__.py").write_text("")
+    (tmp_path / "study_of_mine/methods.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    name = "study_of_mine.methods:mine"
+    config = tiny(toyvoc, name, "preset=dsrg/toy", "options.sure=.7", "retrain.rounds=0")
+    assert recipe_of(config).method.supervise.keywords == {"sure": .7} and config.options == {"sure": .7}
+    done = run_all(config, tmp_path / "run")
+    assert done["predict"]["counts"]["ways"] == ["val"] and "Cues that the network may veto." in (tmp_path / "run/report/index.html").read_text()
+    wrong = {"options.shure": lambda: tiny(toyvoc, name, "preset=dsrg/toy", "options.shure=.7"), "'sure'|options.sure": lambda: tiny(toyvoc, name, "preset=dsrg/toy", "options.sure=much"),
+             "no function 'yours'": lambda: find_recipe("study_of_mine.methods:yours"), "no function 'number'": lambda: find_recipe("study_of_mine.methods:number"),
+             "cannot be loaded": lambda: find_recipe("study_of_yours:mine"), "balanced|baseline": lambda: find_recipe("balancd")}
+    for message, call in wrong.items():
+        with pytest.raises(DataError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_cues_are_stored_as_the_recipe_makes_them(finished_run, toyvoc):
+    """DSRG's cues: only tagged classes, background where saliency is low, disclosed."""
+    data = voc_folder(toyvoc, "train")
+    for i, image in enumerate(data.ids):
+        seeds = read_seeds(finished_run / f"cues/{image}.npz", data.classes)
+        assert seeds.names == ("dsrg 0",) and set(np.unique(seeds.S)) <= {0, IGNORE, *(1 + np.flatnonzero(data.tags[i]))}
+        assert seeds.S.shape[1:] == data.image(i).shape[:2] and "robust background" in seeds.made["saliency"]
