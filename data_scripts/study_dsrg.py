@@ -5,7 +5,7 @@
 
 A seed decides the pictures, the pretraining, the classifiers and every training. A training takes about a minute, a
 seed about half an hour on one core; what is measured is kept, so calling it again measures only what is missing, and
-two commands with other seeds may run side by side. (Seeds 0, 3, 5 and 7 were used while the library was made.)
+two commands with other rows or seeds may run side by side. (Seeds 0, 3, 5 and 7 were used while the library was made.)
 """
 from __future__ import annotations
 
@@ -79,12 +79,13 @@ def main() -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         study = begin(seed, options.n_train, options.n_val, out)
         for name in options.only or {"main": MAIN, "grid": GRID, "more": MORE, "all": TRIALS}[options.part]:
-            results = json.loads(out.read_text(encoding="utf-8"))
-            if name not in results["trials"]:
+            if name not in json.loads(out.read_text(encoding="utf-8"))["trials"]:
                 start = time.perf_counter()
-                results["trials"][name] = measure(study, name) | {"seconds": round(time.perf_counter() - start, 1)}
+                row = measure(study, name) | {"seconds": round(time.perf_counter() - start, 1)}
+                results = json.loads(out.read_text(encoding="utf-8"))   # again: another command may have added to it
+                results["trials"][name] = row
                 note(out, results)
-                print(f"{seed} {name:26}{results['trials'][name]['mean_iou']:7.1%}{results['trials'][name]['seconds']:7.0f} s", flush=True)
+                print(f"{seed} {name:26}{row['mean_iou']:7.1%}{row['seconds']:7.0f} s", flush=True)
 
 
 if __name__ == "__main__":
