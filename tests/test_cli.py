@@ -1,4 +1,4 @@
-"""The command line: the demo from end to end, help with examples, and one readable line for every foreseen error."""
+"""The command line: a run, stopped and gone on with; help with examples, and one readable line for every foreseen error."""
 import json
 import signal
 import subprocess
@@ -6,11 +6,14 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from run_toy import words as tiny_words
+
+from wsss_nb.files import folder_hash
+from wsss_nb.recipes import RECIPES
 
 BIN = Path(sys.executable).parent
+COMMANDS = ("prepare", "classify", "cues", "train", "retrain", "predict", "evaluate", "report", "run", "demo", "recipes", "toyvoc", "score")
 
 
 def wsss_nb(*words, code: int = 0) -> str:
@@ -20,72 +23,72 @@ def wsss_nb(*words, code: int = 0) -> str:
     return done.stdout if code == 0 else done.stderr
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> tuple[Path, str]:
-    "The demo, run once on a few pictures, and its output."
-    folder = tmp_path_factory.mktemp("demo") / "demo"
-    return folder, wsss_nb("demo", folder, "--n-train", 6, "--n-val", 12)
+def one_line(said: str, *named: str) -> None:
+    "A foreseen error: what, expected, mend."
+    assert said.startswith("wsss_nb: ") and "Traceback" not in said and "To mend it" in said and len(said.strip().splitlines()) == 1, said
+    assert all(name in said for name in named), said
 
 
-def masks(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    "Class and object masks of the validation pictures, read by Pillow alone."
-    names = (folder / "toyvoc/ImageSets/Segmentation/val.txt").read_text().split()
-    return [tuple(np.array(Image.open(folder / f"toyvoc/{kind}/{name}.png")) for kind in ("SegmentationClass", "SegmentationObject")) for name in names]
+def test_demo_ends_with_a_table_of_what_was_measured(tmp_path):
+    "A few pictures, all stages: the table's numbers are those of evaluate/*.json, and the page is there."
+    said = wsss_nb("demo", tmp_path / "demo", "--n-train", 32, "--n-val", 6)
+    for name, row in (("val", "final"), ("val.train", "dsrg, before retraining")):
+        value = json.loads((tmp_path / f"demo/evaluate/{name}.json").read_text())["mean_iou"]
+        assert any(line.startswith(row) and f"{value:.1%}" in line for line in said.splitlines()), said
+    assert "all background" in said and str(tmp_path / "demo/report/index.html") in said and (tmp_path / "demo/report/index.html").exists()
 
 
-def miou(pairs) -> float:
-    "Mean IoU from its definition, class by class."
-    ious = []
-    for c in range(7):
-        both = sum(((p == c) & (t == c)).sum() for p, t in pairs)
-        either = sum((((p == c) | (t == c)) & (t != 255)).sum() for p, t in pairs)
-        ious += [both / either] if either else []
-    return float(np.mean(ious))
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_comes_with_an_example(command):
+    from typer.testing import CliRunner
+
+    from wsss_nb.cli import app
+    assert f"Example: wsss_nb {command}" in CliRunner().invoke(app, [command, "--help"]).output
 
 
-def test_demo_scores_all_background_as_it_should(demo):
-    folder, said = demo
-    expected = miou([(np.zeros_like(t), t) for t, _ in masks(folder)])
-    assert json.loads((folder / "evaluate/background.json").read_text())["mean_iou"] == pytest.approx(expected, abs=1e-12)
-    assert f"{expected:.1%}" in said
+def test_recipes_are_listed():
+    said = wsss_nb("recipes")
+    assert all(f"{name} " in said and f"{name}/toy" in said for name in RECIPES) and "Kolesnikov" in said
+    assert "wsss_nb demo" in wsss_nb("--help") and "0." in wsss_nb("--version")
 
 
-def test_demo_fills_ground_truth_boxes(demo):
-    "Boxes and painting order are made again here from the object masks alone."
-    folder, said = demo
-    pairs = []
-    for S, objects in masks(folder):
-        boxes = []
-        for number in set(np.unique(objects)) - {0, 255}:
-            y, x = np.nonzero(objects == number)
-            area = (y.max() + 1 - y.min()) * (x.max() + 1 - x.min())
-            boxes.append((area, number, (slice(y.min(), y.max() + 1), slice(x.min(), x.max() + 1)), S[y[0], x[0]]))
-        prediction = np.zeros_like(S)
-        for _, _, window, c in sorted(boxes, key=lambda b: (-b[0], b[1])):
-            prediction[window] = c
-        pairs.append((prediction, S))
-    expected = miou(pairs)
-    assert json.loads((folder / "evaluate/boxes.json").read_text())["mean_iou"] == pytest.approx(expected, abs=1e-12)
-    assert f"{expected:.1%}" in said
+def test_dry_run_does_nothing(tmp_path):
+    said = wsss_nb("run", "--run", tmp_path / "x", "--set", "data.n_train=7", "--dry-run")
+    assert "7 for training" in said and "GiB" in said and "nothing yet" in said and not (tmp_path / "x").exists()
 
 
-def test_demo_leaves_pictures_to_look_at(demo):
-    folder, said = demo
-    for name in ("toyvoc.jpg", "result.jpg"):
-        assert name in said
-        assert min(Image.open(folder / name).size) > 200
+@pytest.mark.parametrize("words, named", [
+    (("--recipe", "dsgr"), ("dsgr", "dsrg")), (("--set", "train.batchsize=8"), ("train.batchsize", "train.batch_size")), (("--set", "train.batch_size=eight"), ("eight", "whole number")),
+    (("--set", "options.theta_foregruond=.5"), ("options.theta_foreground",)), (("--data", "nowhere"), ("nowhere",)), (("--config", "no.toml"), ("no.toml",)), ((), ("wsss_nb cues --run",))])
+def test_mistakes_are_one_line(tmp_path, words, named):
+    one_line(wsss_nb("train", "--run", tmp_path / "x", *words, code=1), *named)
 
 
-def test_demo_can_be_run_again(demo):
-    folder, said = demo
-    assert wsss_nb("demo", folder, "--n-train", 6, "--n-val", 12) == said
+def test_ctrl_c_leaves_a_run_that_goes_on(toyvoc, finished_run, tmp_path):
+    "Stopped while the segmenter trains; the same command ends with the predictions of a run nobody disturbed."
+    command = ["run", "--recipe", "dsrg/toy", "--data", str(toyvoc), "--run", str(tmp_path / "x"), *tiny_words("train.epochs=6")]
+    process = subprocess.Popen([BIN / "wsss_nb", *command], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    deadline = time.time() + 200
+    while time.time() < deadline and process.poll() is None and not (tmp_path / "x/train/log.jsonl").exists():
+        time.sleep(.005)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "goes on from here" in said and "Traceback" not in said and not (tmp_path / "x/train/manifest.json").exists()
+    assert "The whole story" in wsss_nb(*command)
+    wsss_nb(*["--run=" + str(tmp_path / "y") if word == str(tmp_path / "x") else word for word in command if word != "--run"])
+    assert folder_hash(tmp_path / "x/predict/val") == folder_hash(tmp_path / "y/predict/val")
 
 
-def test_score_agrees_with_the_demo(demo, tmp_path):
-    folder, _ = demo
-    out = tmp_path / "new/score.json"
-    wsss_nb("score", folder / "predict/boxes", "--data", folder / "toyvoc", "--out", out)
-    assert json.loads(out.read_text()) == json.loads((folder / "evaluate/boxes.json").read_text())
+def test_score_agrees_with_the_run(finished_run, toyvoc, tmp_path):
+    wsss_nb("score", finished_run / "predict/val", "--data", toyvoc, "--out", tmp_path / "new/score.json")
+    assert json.loads((tmp_path / "new/score.json").read_text()) == json.loads((finished_run / "evaluate/val.json").read_text())
+
+
+def test_a_run_knows_its_config_and_profiles(finished_run):
+    "No other words than its folder are needed."
+    said = wsss_nb("train", "--run", finished_run, "--profile")
+    assert all(part in said for part in ("reading", "network", "refine", "supervise", "loss", "backward", "optimiser", "times forward and backward alone"))
+    assert "val" in wsss_nb("evaluate", "--run", finished_run)
 
 
 @pytest.mark.parametrize("kind", ["toyvoc", "pretraining", "outsiders"])
@@ -94,52 +97,10 @@ def test_each_kind_of_data_set_can_be_drawn(tmp_path, kind):
     assert len(list((tmp_path / kind).rglob("*.jpg"))) == 12
 
 
-@pytest.mark.parametrize("words", [("--help",), ("demo", "--help"), ("toyvoc", "--help"), ("score", "--help"), ("--version",)])
-def test_help_comes_with_an_example(words):
-    said = wsss_nb(*words)
-    assert ("wsss_nb demo" if words[0] == "--help" else "0." if words[0] == "--version" else f"Example: wsss_nb {words[0]}") in said
-
-
-@pytest.mark.parametrize("words, says", [
-    (("score", "nowhere", "--data", "nowhere"), "nowhere"),
-    (("toyvoc", "{taken}"), "holds other files"),
-    (("demo", "{new}", "--n-train", 0, "--n-val", 0), "at least one picture to score")])
-def test_a_foreseen_error_is_one_line(tmp_path, words, says):
+def test_other_foreseen_errors_are_one_line(tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/thesis.txt").write_text("mine")
-    said = wsss_nb(*(str(w).format(taken=tmp_path / "taken", new=tmp_path / "new") for w in words), code=1)
-    assert said.startswith("wsss_nb: ") and says in said and "Traceback" not in said and "To mend it" in said
-    assert len(said.strip().splitlines()) == 1
-
-
-def test_a_folder_that_cannot_be_made_is_one_line_too(tmp_path):
-    (tmp_path / "file").write_text("")
-    said = wsss_nb("demo", tmp_path / "file/below", "--n-train", 1, "--n-val", 1, code=1)
-    assert said.startswith("wsss_nb: ") and str(tmp_path / "file") in said and "Traceback" not in said
-
-
-def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(tmp_path):
-    process = subprocess.Popen([BIN / "wsss_nb", "toyvoc", tmp_path / "toyvoc", "--n-train", "40", "--n-val", "0"], stderr=subprocess.PIPE, text=True)
-    deadline = time.time() + 60
-    while time.time() < deadline and not list(tmp_path.glob("toyvoc/Annotations/[!.]*.xml")):
-        time.sleep(.01)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=30)[1]
-    drawn = len(list(tmp_path.glob("toyvoc/Annotations/[!.]*.xml")))
-    assert process.returncode == 130 and "goes on from here" in said and "Traceback" not in said and 0 < drawn < 40
-    assert "complete" in wsss_nb("toyvoc", tmp_path / "toyvoc", "--n-train", 40, "--n-val", 0)
-
-
-def test_an_unknown_kind_is_refused(tmp_path):
+    one_line(wsss_nb("score", "nowhere", "--data", "nowhere", code=1), "nowhere")
+    one_line(wsss_nb("toyvoc", tmp_path / "taken", code=1), "holds other files")
+    one_line(wsss_nb("demo", tmp_path / "new", "--n-train", 0, code=1), "at least one picture")
     assert "none of toyvoc, pretraining, outsiders" in wsss_nb("toyvoc", tmp_path / "x", "--kind", "photos", code=2)
-
-
-def test_a_missing_prediction_is_named(demo):
-    folder, _ = demo
-    lost = folder / "predict/background/val_00003.png"
-    content = lost.read_bytes()
-    lost.unlink()
-    try:
-        assert "val_00003.png" in wsss_nb("score", folder / "predict/background", "--data", folder / "toyvoc", code=1)
-    finally:
-        lost.write_bytes(content)
