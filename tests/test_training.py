@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import socket
 import time
 from functools import partial
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 from training_toy import DSRG, PLAIN, Cues, Dying, Refusing, Tiny, elsewhere, losses, train
 
+from wsss_nb import run
 from wsss_nb.checkpoint import load_checkpoint, read_log
 from wsss_nb.core import Batch, DataError, Prediction
 from wsss_nb.evaluation import evaluate_folder
@@ -112,6 +114,21 @@ def test_killed_run_ends_with_the_same_bits(toyvoc, tmp_path, undisturbed):
     assert diary(tmp_path) == diary(folder) and diary(tmp_path, "quality.jsonl") == diary(folder, "quality.jsonl"), f"killed at {when}"
     pictures = [{p.relative_to(at): p.read_bytes() for p in at.rglob("*.png")} for at in (tmp_path, folder)]
     assert pictures[0] == pictures[1] and len(pictures[0]) == 4
+
+
+def test_interrupt_while_an_epoch_is_saved(toyvoc, tmp_path, monkeypatch, undisturbed):
+    """Ctrl-C during the last save before a look is no earlier and no later than any other: the run stops, and goes on to the same bits."""
+    real = run.Run.save
+    def save(self):
+        if self.iteration == 4:
+            signal.raise_signal(signal.SIGINT)
+        real(self)
+    monkeypatch.setattr(run.Run, "save", save)
+    with pytest.raises(KeyboardInterrupt, match="after update 4 of 12; the same call goes on"):
+        train(toyvoc, tmp_path, checkpoint_minutes=10.)
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path / "last.pt")["iteration"] == 4
+    assert equal(train(toyvoc, tmp_path, checkpoint_minutes=10.)[0], undisturbed[0]) and diary(tmp_path) == diary(undisturbed[2])
 
 
 @pytest.mark.parametrize("epoch", [0, 2, 3])

@@ -84,7 +84,7 @@ class Together(nn.Module):
         "The losses of a batch."
         return self.step(batch)
 
-# %% ../nbs/06c_loop.ipynb #5d416836
+# %% ../nbs/06c_loop.ipynb #23e28c23
 def train(run: Run,
           forward: nn.Module, # batch -> {name: loss}
           source: Iterator[Batch],
@@ -118,7 +118,7 @@ def train(run: Run,
             save, leave = run.wishes(stop, asked)
             if save:
                 run.save()
-            if leave:
+            if leave or asked and run.iteration >= stop:   # or it came while the last checkpoint was written
                 raise KeyboardInterrupt(f"stopped after update {run.iteration} of {plan.iterations}; the same call goes on from there")
 
 
