@@ -111,7 +111,7 @@ def add_stage(name: str, told: str, example: str) -> None:
 
 for stage, told, example in (
         ("prepare", "Find or draw the pictures, and count them.", "--data toyvoc --run runs/x"),
-        ("classify", "Train the recipe's classifiers on tags. On 4 GPUs: torchrun --nproc-per-node 4 --no-python wsss_nb classify …", "--run runs/x"),
+        ("classify", "Train the recipe's classifiers on tags. On 4 GPUs: torchrun --nproc-per-node 4 --no-python -- wsss_nb classify …", "--run runs/x"),
         ("cues", "Make and store the recipe's cues of every training picture.", "--run runs/x --set cues.foreground=.3"),
         ("retrain", "Predict the training pictures and teach the segmenter from that.", "--run runs/x --set retrain.rounds=2"),
         ("predict", "Segment the validation pictures.", "--run runs/x --set predict.variants=tags,nocrf"),
@@ -123,7 +123,7 @@ for stage, told, example in (
 @app.command("train")
 def train_command(run: RunFolder, recipe: RecipeName = None, data: DataName = None, config: ConfigFile = None, set: Setting = [],
                   dry_run: DryRun = False, profile: Annotated[bool, typer.Option("--profile", help="Only measure where the time of an update goes.")] = False) -> None:
-    """Teach the segmenter by the recipe. On 4 GPUs: torchrun --nproc-per-node 4 --no-python wsss_nb train …
+    """Teach the segmenter by the recipe. On 4 GPUs: torchrun --nproc-per-node 4 --no-python -- wsss_nb train …
 
     Example: wsss_nb train --recipe dsrg --data toyvoc --run runs/x --set train.batch_size=8
     """

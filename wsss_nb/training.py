@@ -144,7 +144,7 @@ class Look:
                     total = total + confusion(shrink(S[None], mask.shape)[0], mask, data.n_classes, partial=True)
         return {"epoch": epoch, **({key: value for key, value in supervision_quality(total).items() if value == value} if data.read_mask else {})}
 
-# %% ../nbs/40_training.ipynb #eabe9b94
+# %% ../nbs/40_training.ipynb #e7d69cd1
 def train_segmenter(data: TaggedImages,
                     cues: Callable[[str], np.ndarray], # id -> uint8 label map, or (K,h,w)
                     network: Segmenter, # changed in place
@@ -162,7 +162,7 @@ def train_segmenter(data: TaggedImages,
           f"{data.n_classes}: background and {', '.join(data.classes)}", f"segmenter(name, n_classes={data.n_classes})")
     network.classes = data.classes
     images = TrainingSet(data, view, cues, settings.seed)
-    groups = network.groups() if groups is None else groups
+    groups = [{**group, "params": list(group["params"])} for group in (network.groups() if groups is None else groups)]
     run = partial(fit, network, images, wsss_step(network, method), settings, folder, device, groups, facts)
     if look is None:
         return run()
