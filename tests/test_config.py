@@ -303,7 +303,7 @@ def test_one_home_for_defaults():
     """A section that is a Training keeps Training's defaults, and config hands on what settings define."""
     for section in (Train(), Retrain()):
         assert {f.name: getattr(section, f.name) for f in fields(Training)} == {f.name: getattr(Training(), f.name) for f in fields(Training)}
-    assert {f.name for f in fields(Retrain)} - {f.name for f in fields(Train)} == {"rounds", "restrict", "start", "scales", "flip"}
+    assert {f.name for f in fields(Retrain)} - {f.name for f in fields(Train)} == {"rounds", "restrict", "balanced", "start", "scales", "flip"}
     assert set(module._all_) <= set(module.__all__) and load_config(find=lambda name: recipe, presets={}) == Config()
 
 
