@@ -66,7 +66,7 @@ def finish(config: object, run: Path) -> None:
     print(table_of(rows) if rows else "There are no masks, so nothing can be scored: look at the pictures.")
     print(f"\nThe whole story, with pictures: {run / 'report/index.html'}")
 
-# %% ../nbs/53_cli.ipynb #9e24f235
+# %% ../nbs/53_cli.ipynb #44f6d3f0
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help="Weakly supervised semantic segmentation from image-level tags. Start with: wsss_nb demo")
 
@@ -156,7 +156,7 @@ def run_command(run: RunFolder, recipe: RecipeName = None, data: DataName = None
 
 @app.command("demo")
 def demo_command(folder: Annotated[Path, typer.Argument(help="Where everything goes.")] = Path("demo"),
-                 n_train: Annotated[int, typer.Option(help="Training pictures.")] = 600,
+                 n_train: Annotated[int, typer.Option(help="Training pictures.")] = 400,
                  n_val: Annotated[int, typer.Option(help="Validation pictures, the ones that are scored.")] = 150,
                  recipe: Annotated[str, typer.Option(help="A name of `wsss_nb recipes`.")] = "dsrg",
                  seed: Seed = 0) -> None:
