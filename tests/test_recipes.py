@@ -150,3 +150,17 @@ def test_cues_are_stored_as_the_recipe_makes_them(finished_run, toyvoc):
         seeds = read_seeds(finished_run / f"cues/{image}.npz", data.classes)
         assert seeds.names == ("dsrg 0",) and set(np.unique(seeds.S)) <= {0, IGNORE, *(1 + np.flatnonzero(data.tags[i]))}
         assert seeds.S.shape[1:] == data.image(i).shape[:2] and "robust background" in seeds.made["saliency"]
+
+
+def test_retraining_may_balance_its_labels():
+    """Three background pixels at .7 and one foreground pixel at .2, by hand: one mean over all, or one for each side."""
+    import math
+
+    import torch
+
+    from wsss_nb.core import Batch, Prediction
+    from wsss_nb.stages import learn_labels
+    H, S = torch.tensor([.7, .2, .1])[None, :, None, None].expand(1, 3, 1, 4), torch.tensor([[[0, 0, 0, 1]]], dtype=torch.uint8)
+    batch = Batch(torch.zeros(1, 3, 1, 4), torch.tensor([[True, False]]), S)
+    plain, balanced = (learn_labels(Prediction(H), S, batch, balanced=b)["pixel"].item() for b in (False, True))
+    assert abs(plain + (3 * math.log(.7) + math.log(.2)) / 4) < 1e-5 and abs(balanced + math.log(.7) + math.log(.2)) < 1e-5
