@@ -10,19 +10,15 @@ two commands with other rows or seeds may run side by side. (Seeds 0, 3, 5 and 7
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from pathlib import Path
 
 import torch
 
 from wsss_nb.config import load_config
 from wsss_nb.core import seed_everything
-from wsss_nb.dsrg_study import GRID, MAIN, MORE, TRIALS, Study, all_cues, brief, cam_alone, measure
-from wsss_nb.evaluation import Evaluation, confusion
+from wsss_nb.dsrg_study import GRID, MAIN, MORE, TRIALS, Study, all_cues, brief, cam_alone, cue_scores, keep_measuring, note
 from wsss_nb.files import atomic
 from wsss_nb.pretraining import cache_folder, toy_classifier, toy_voc
-from wsss_nb.seeds import shrink
 from wsss_nb.voc import voc_folder
 
 OUT = Path(__file__).parent.parent / "nbs/results/dsrg_study"
@@ -42,26 +38,11 @@ def begin(seed: int, n_train: int, n_val: int, out: Path) -> Study:
         with atomic(kept) as path:
             torch.save(made, path)
     cues = {kind: {name: S.numpy() for name, S in maps.items()}.__getitem__ for kind, maps in torch.load(kept, weights_only=True).items()}
-    study = Study(seed, train, val, colour, cues, folder, load_config("dsrg", "toyvoc"))
+    study = Study(seed, train, val, colour, cues, folder, load_config("dsrg", "toyvoc"), TRIALS)
     if not out.exists():
         note(out, {"images": n_train, "cues": {kind: cue_scores(study, kind) for kind in cues},
                    "trials": {name: brief(result) for name, result in cam_alone(colour, val).items()}})
     return study
-
-
-def cue_scores(study: Study, kind: str) -> dict:
-    "Quality of one kind of cue."
-    train, total = study.train, 0
-    for i, name in enumerate(train.ids):
-        mask = train.mask(i)
-        total = total + confusion(shrink(study.cues[kind](name)[None], mask.shape)[0], mask, train.n_classes, partial=True)
-    return {key: value for key, value in Evaluation(total, train.classes, len(train)).summary().items() if value == value}
-
-
-def note(out: Path, results: dict) -> None:
-    "Write the results, whole or not at all."
-    with atomic(out) as path:
-        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -78,14 +59,7 @@ def main() -> None:
         out = options.out / f"{seed}.json"
         out.parent.mkdir(parents=True, exist_ok=True)
         study = begin(seed, options.n_train, options.n_val, out)
-        for name in options.only or {"main": MAIN, "grid": GRID, "more": MORE, "all": TRIALS}[options.part]:
-            if name not in json.loads(out.read_text(encoding="utf-8"))["trials"]:
-                start = time.perf_counter()
-                row = measure(study, name) | {"seconds": round(time.perf_counter() - start, 1)}
-                results = json.loads(out.read_text(encoding="utf-8"))   # again: another command may have added to it
-                results["trials"][name] = row
-                note(out, results)
-                print(f"{seed} {name:26}{row['mean_iou']:7.1%}{row['seconds']:7.0f} s", flush=True)
+        keep_measuring(study, options.only or {"main": MAIN, "grid": GRID, "more": MORE, "all": TRIALS}[options.part], out)
 
 
 if __name__ == "__main__":

@@ -26,18 +26,17 @@ from wsss_nb.evaluation import evaluate_folder
 from wsss_nb.files import read_labels, write_labels
 from wsss_nb.schedule import Training
 from wsss_nb.tagged import TrainingSet
+from wsss_nb.timing import profile_step, weak_overhead
 from wsss_nb.training import (
     LEARNING,
     Look,
     Method,
     grown,
     keep,
-    profile_step,
     small_picture,
     supervised,
     train_segmenter,
     training_view,
-    weak_overhead,
     whole_view,
     wsss_step,
 )

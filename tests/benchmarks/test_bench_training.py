@@ -12,7 +12,8 @@ from wsss_nb.config import load_config
 from wsss_nb.core import IGNORE
 from wsss_nb.opening import recipe_of
 from wsss_nb.segmenter import segmenter
-from wsss_nb.training import profile_step, training_view, weak_overhead
+from wsss_nb.timing import profile_step, weak_overhead
+from wsss_nb.training import training_view
 from wsss_nb.voc import voc_folder
 
 
