@@ -15,9 +15,10 @@ from . import __version__
 from .core import DataError
 
 # %% auto #0
-__all__ = ['app', 'Seed', 'RunFolder', 'RecipeName', 'DataName', 'ConfigFile', 'Setting', 'DryRun', 'config_of', 'change',
-           'results', 'table_of', 'finish', 'version', 'say', 'add_stage', 'train_command', 'run_command',
-           'demo_command', 'recipes_command', 'toyvoc_command', 'score_command', 'main']
+__all__ = ['app', 'Seed', 'RunFolder', 'RecipeName', 'DataName', 'ConfigFile', 'Setting', 'MissingSeeds', 'DryRun', 'config_of',
+           'change', 'results', 'table_of', 'finish', 'version', 'say', 'words_of', 'add_stage', 'cues_command',
+           'allowed', 'train_command', 'run_command', 'demo_command', 'recipes_command', 'toyvoc_command',
+           'score_command', 'main']
 
 # %% ../nbs/53_cli.ipynb #b68c5df9
 def config_of(run: Path, recipe: str | None, data: str | None, file: Path | None, overrides: list[str]) -> object: # a Config
@@ -66,7 +67,7 @@ def finish(config: object, run: Path) -> None:
     print(table_of(rows) if rows else "There are no masks, so nothing can be scored: look at the pictures.")
     print(f"\nThe whole story, with pictures: {run / 'report/index.html'}")
 
-# %% ../nbs/53_cli.ipynb #44f6d3f0
+# %% ../nbs/53_cli.ipynb #e57f34a0
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help="Weakly supervised semantic segmentation from image-level tags. Start with: wsss_nb demo")
 
@@ -76,6 +77,7 @@ RecipeName = Annotated[str | None, typer.Option(help="A name of `wsss_nb recipes
 DataName = Annotated[str | None, typer.Option(help="toyvoc, or a folder in VOC layout.")]
 ConfigFile = Annotated[Path | None, typer.Option(help="A TOML file of settings.")]
 Setting = Annotated[list[str], typer.Option("--set", help="section.key=value; give it several times.")]
+MissingSeeds = Annotated[bool, typer.Option("--allow-missing-seeds", help="A picture may lack some of the seeds of cues.seeds; they are counted.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print settings, paths, counts and memory; do nothing.")]
 
 
@@ -94,6 +96,12 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def words_of(manifest: dict) -> str:
+    "What a finished stage counted."
+    from wsss_nb.findings import counted
+    return counted(manifest["counts"])
+
+
 def add_stage(name: str, told: str, example: str) -> None:
     "The command of one stage."
     def command(run: RunFolder, recipe: RecipeName = None, data: DataName = None, config: ConfigFile = None,
@@ -104,7 +112,7 @@ def add_stage(name: str, told: str, example: str) -> None:
             print(opening.describe(settled, run))
             return
         manifest = getattr(stages, name)(settled, run)
-        say(f"{run / name}: {', '.join(f'{key} {value}' for key, value in manifest['counts'].items())}")
+        say(f"{run / name}: {words_of(manifest)}")
     command.__doc__ = f"{told}\n\nExample: wsss_nb {name} {example}"
     app.command(name)(command)
 
@@ -112,12 +120,33 @@ def add_stage(name: str, told: str, example: str) -> None:
 for stage, told, example in (
         ("prepare", "Find or draw the pictures, and count them.", "--data toyvoc --run runs/x"),
         ("classify", "Train the recipe's classifiers on tags. On 4 GPUs: torchrun --nproc-per-node 4 --no-python -- wsss_nb classify …", "--run runs/x"),
-        ("cues", "Make and store the recipe's cues of every training picture.", "--run runs/x --set cues.foreground=.3"),
         ("retrain", "Predict the training pictures and teach the segmenter from that.", "--run runs/x --set retrain.rounds=2"),
         ("predict", "Segment the validation pictures.", "--run runs/x --set predict.variants=tags,nocrf"),
         ("evaluate", "Score the predictions, where there are masks.", "--run runs/x"),
         ("report", "Put the run on one page.", "--run runs/x")):
     add_stage(stage, told, example)
+
+
+@app.command("cues")
+def cues_command(run: RunFolder, recipe: RecipeName = None, data: DataName = None, config: ConfigFile = None, set: Setting = [],
+                 dry_run: DryRun = False, allow_missing_seeds: MissingSeeds = False) -> None:
+    """Make and store the recipe's cues of every training picture, or gather seeds from folders.
+
+    Example: wsss_nb cues --run runs/x --set cues.foreground=.3
+
+    Example: wsss_nb cues --run runs/x --set cues.seeds=seeds/mine,seeds/theirs --allow-missing-seeds
+    """
+    from wsss_nb import opening, stages
+    settled = config_of(run, recipe, data, config, allowed(set, allow_missing_seeds))
+    if dry_run:
+        print(opening.describe(settled, run))
+    else:
+        say(f"{run / 'cues'}: {words_of(stages.cues(settled, run))}")
+
+
+def allowed(overrides: list[str], missing: bool) -> list[str]:
+    "The settings, and that seeds may be missing."
+    return [*overrides, *["cues.allow_missing=true"] * missing]
 
 
 @app.command("train")
@@ -134,18 +163,22 @@ def train_command(run: RunFolder, recipe: RecipeName = None, data: DataName = No
     elif profile:
         print(opening.profile(settled, run))
     else:
-        say(f"{run / 'train'}: {stages.train(settled, run)['counts']}")
+        say(f"{run / 'train'}: {words_of(stages.train(settled, run))}")
 
 
 @app.command("run")
 def run_command(run: RunFolder, recipe: RecipeName = None, data: DataName = None, config: ConfigFile = None,
-                set: Setting = [], dry_run: DryRun = False) -> None:
+                set: Setting = [], dry_run: DryRun = False, allow_missing_seeds: MissingSeeds = False) -> None:
     """Do all stages, and end with a table and a page.
 
     Example: wsss_nb run --recipe sec --data toyvoc --run runs/sec
+
+    Example: wsss_nb run --recipe wst --data VOC2012 --run runs/wst --set cues.seeds=seeds/vgg16,seeds/resnet38
+
+    Example: wsss_nb run --recipe dsrg --data VOC2012 --run runs/theirs --set "cues.seeds=seeds/theirs:crf 1"
     """
     from wsss_nb import opening, stages
-    settled = config_of(run, recipe, data, config, set)
+    settled = config_of(run, recipe, data, config, allowed(set, allow_missing_seeds))
     if dry_run:
         print(opening.describe(settled, run))
         return

@@ -45,7 +45,7 @@ def write_json(path: str | Path, value: object) -> None:
     with atomic(Path(path)) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
-# %% ../nbs/51c_manifest.ipynb #93174d07
+# %% ../nbs/51c_manifest.ipynb #e44ef561
 def require_done(run: Path, stage: str) -> dict:
     "The manifest of a stage that must be finished by now."
     found = read_manifest(run / stage)
@@ -85,9 +85,10 @@ def stage(needs: Iterable[str] = (), # stages before it
             run, name = Path(run), work.__name__
             join_team(config.device)
             first_alone(lambda: settle_config(config, run), lambda: (run / "config.json").exists(), config)
-            key = stage_key(config, run, name, needs, reads, outside(config))
+            more = outside(config)
+            key = stage_key(config, run, name, needs, reads, more)
             found = read_manifest(run / name)
-            check(found is None or found["key"] == key, f"{run / name} was made from something else than what is there now", f"{', '.join(needs) or 'the pictures'} as it found them",
+            check(found is None or found["key"] == key, f"{run / name} was made from something else than what is there now", f"{', '.join(needs) or 'the pictures'}{' and the files it reads' if needs and more else ''} as it found them",
                   f"delete {run / name}, then: wsss_nb {name} --run {run}; or begin another run")
             if found:
                 return found

@@ -82,7 +82,7 @@ def settle(settings: object) -> None:
     for name, hint in get_type_hints(type(settings)).items():
         object.__setattr__(settings, name, convert(getattr(settings, name), hint, name))
 
-# %% ../nbs/50b_settings.ipynb #14e073cf
+# %% ../nbs/50b_settings.ipynb #d7fc7961
 @dataclass(frozen=True)
 class Data:
     "Which pictures."
@@ -104,6 +104,7 @@ class Classify:
     network: str = "small"
     weights: str | None = None # none: the course's pretraining for small, ImageNet for the rest; or a path
     preset: str = "toy" # of classifier.PRESETS
+    second: str | None = None # network of a recipe's second classifier (WST); none: the first one's, from another start
     __post_init__ = settle
 
 
@@ -121,6 +122,8 @@ class Cues:
     saliency: str | None = None # folder of stored maps; none: robust background of each picture
     model: str = "an unnamed model" # whose maps those are: extra supervision is disclosed
     size: tuple[int, int] | None = None # of the stored cues; none: the picture's
+    seeds: tuple[str, ...] = () # folders of label maps from elsewhere, FOLDER or FOLDER:NAME, instead of the recipe's cues
+    allow_missing: bool = False # an image may lack some of these
 
     def __post_init__(self):
         settle(self)
