@@ -67,7 +67,7 @@ def cut_by_edges(H, S, pairs, c, link):
     return np.array([graph.get_segment(p) == 0 for p in range(len(S))])
 
 
-def naive(H, features, S, T, K=9, theta=.7, theta_background=None, link=math.log(10), cut=cut_by_edges):
+def naive(H, features, S, T, K=9, theta=.7, theta_background=None, link=2.302585092994046, cut=cut_by_edges):
     """DGCN 3.3, image by image, class by class, pixel by pixel."""
     labels = S.numpy().copy()
     for h, f, out, tags in zip(H.numpy(), features.numpy(), labels, T.numpy()):

@@ -121,7 +121,7 @@ def pairs_of(near: np.ndarray, # int (n,K): each pixel's choice
     kept = ~chose[near, own] | (own < near)   # of a mutual pair the lower pixel's choice
     return np.stack([own[kept], near[kept]], 1)
 
-# %% ../nbs/31_graphcut.ipynb #27de7867
+# %% ../nbs/31_graphcut.ipynb #fb77b980
 def cut_image(H: np.ndarray, # float (1+C,n)
               S: np.ndarray, # integer (n,): cues
               T: np.ndarray, # bool (C,)
@@ -130,16 +130,16 @@ def cut_image(H: np.ndarray, # float (1+C,n)
               ) -> np.ndarray: # bool (1+C,n): foreground of each present class's own cut; cues belong to their class
     "One cut a class: its cues are source, all others sink, the rest is linked as likely (DGCN 3.3, table 1 put right)."
     free = S == IGNORE
-    inside, number = free[pairs], np.cumsum(free) - 1
-    between = number[pairs[inside.all(1)]]
-    rim = inside[:, 0] != inside[:, 1]                           # pairs of a cue and a free pixel: cutting them is the free pixel's affair
-    here, cue = np.where(inside[rim, 0], pairs[rim].T, pairs[rim].T[::-1])
-    foreground = (S == np.arange(len(H))[:, None]) & ~free
+    number, (a, b) = np.cumsum(free) - 1, free[pairs].T
+    between, out, back = number[pairs[a & b]], pairs[a & ~b], pairs[b & ~a, ::-1]
+    here, cue = np.concatenate([out, back]).T                    # ties of a free pixel to a cue: cutting them is the free pixel's affair
+    here, cue = number[here], S[cue]
+    foreground, rim = (S == np.arange(len(H))[:, None]) & ~free, np.bincount(here, minlength=free.sum())
     for c in np.flatnonzero(T) + 1:
         p = H[c, free].astype(np.float64).clip(0, 1)
         unlike, like = (-np.log(np.maximum(x, np.finfo(float).tiny)) for x in (1 - p, p))
-        ties = [link * np.bincount(number[here[(S[cue] == c) == own]], minlength=len(p)) for own in (True, False)]
-        foreground[c, free] = min_cut(unlike + ties[0], like + ties[1], between, link)[0]
+        own = np.bincount(here[cue == c], minlength=len(p))
+        foreground[c, free] = min_cut(unlike + link * own, like + link * (rim - own), between, link)[0]
     return foreground
 
 # %% ../nbs/31_graphcut.ipynb #ea9dab2c
