@@ -94,7 +94,7 @@ def _fold(H: np.ndarray, S: np.ndarray, yes: np.ndarray, no: np.ndarray, y: np.n
                     odd = c
     return odd
 
-# %% ../nbs/32_wst.ipynb #d941b2b1
+# %% ../nbs/32_wst.ipynb #9e6d1603
 @cache
 def _kernel() -> Callable:
     "The loop as machine code."
@@ -109,7 +109,7 @@ def fold_by_loop(H: Tensor, S: Tensor, yes: Tensor, no: Tensor) -> Tensor: # (B,
     check(odd == IGNORE, f"a seed holds the label {odd}", f"0…{H.shape[1] - 1}, or {IGNORE} for unlabelled", "compare the class list with the one the seeds were made with")
     return y
 
-# %% ../nbs/32_wst.ipynb #1e43db11
+
 def soft_labels(H: Tensor, # float (B,1+C,h,w)
                 S: Tensor, # uint8 or int64 (B,K,h,w): 255 where a seed says nothing
                 sharpness: float = 1.,
