@@ -31,6 +31,31 @@ def toyvoc(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def few(toyvoc, tmp_path_factory) -> Path:
+    """The same with sixteen pictures to learn from, a batch of the classifier, and three to be scored on: for methods whose cues take time."""
+    import shutil
+    folder = Path(shutil.copytree(toyvoc, tmp_path_factory.mktemp("data") / "few"))
+    for split, n in (("train", 16), ("val", 3)):
+        path = folder / f"ImageSets/Segmentation/{split}.txt"
+        path.write_text("\n".join(path.read_text().split()[:n]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wst_run(few, tmp_path_factory) -> Path:
+    """A tiny run of WST, twelve seeds a picture, made once: read it; copy it where a test changes it."""
+    from run_toy import WST, light_up, tiny
+
+    from wsss_nb.stages import classify, prepare, run_all
+    config, run = tiny(few, "wst/toy", *WST), tmp_path_factory.mktemp("runs") / "wst"
+    prepare(config, run)
+    classify(config, run)
+    light_up(run)
+    run_all(config, run)
+    return run
+
+
+@pytest.fixture(scope="session")
 def finished_run(toyvoc, tmp_path_factory) -> Path:
     """A tiny run of DSRG with all its stages done, made once for all tests: read it; copy it where a test changes it."""
     from run_toy import tiny

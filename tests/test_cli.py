@@ -1,5 +1,6 @@
 """The command line: a run, stopped and gone on with; help with examples, and one readable line for every foreseen error."""
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,16 @@ def wsss_nb(*words, code: int = 0) -> str:
     done = subprocess.run([BIN / "wsss_nb", *map(str, words)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout if code == 0 else done.stderr
+
+
+def inside(*words, code: int = 0) -> str:
+    "The same in this process, which is faster."
+    from typer.testing import CliRunner
+
+    from wsss_nb.cli import app
+    done = CliRunner().invoke(app, [str(word) for word in words], prog_name="wsss_nb")
+    assert bool(done.exit_code) == bool(code), f"{done.output}\n{done.exception!r}"
+    return f"wsss_nb: {done.exception}" if code else done.output
 
 
 def one_line(said: str, *named: str) -> None:
@@ -77,6 +88,36 @@ def test_ctrl_c_leaves_a_run_that_goes_on(toyvoc, finished_run, tmp_path):
     assert "The whole story" in wsss_nb(*command)
     wsss_nb(*["--run=" + str(tmp_path / "y") if word == str(tmp_path / "x") else word for word in command if word != "--run"])
     assert folder_hash(tmp_path / "x/predict/val") == folder_hash(tmp_path / "y/predict/val")
+
+
+def test_seeds_that_are_missing_are_refused_or_counted(few, tmp_path):
+    "One line without --allow-missing-seeds, a count with it, on `cues` and on `run`; before a classifier is trained."
+    import numpy as np
+
+    from wsss_nb.stored import write_seeds
+    from wsss_nb.voc import voc_folder
+    data = voc_folder(few, "train")
+    for i, name in enumerate(data.ids):
+        S = np.array([[[0, 1], [2, 0]]], np.uint8)
+        write_seeds(tmp_path / "mine", name, S, data.classes, ["a"])
+        if i % 4:
+            write_seeds(tmp_path / "theirs", name, S, data.classes, ["b"])
+    words = ["--run", tmp_path / "x", "--recipe", "wst/toy", "--data", few, *tiny_words(f"cues.seeds={tmp_path}/mine,{tmp_path}/theirs")]
+    inside("prepare", *words)
+    one_line(wsss_nb("run", *words, code=1), f"{tmp_path}/theirs lacks the seeds of 4 of 16 images, the first is {data.ids[0]}", "--allow-missing-seeds")
+    assert "2 seeds from elsewhere" in inside("cues", *words, "--allow-missing-seeds", "--dry-run") and not (tmp_path / "x/cues").exists()
+    shutil.rmtree(tmp_path / "x")
+    assert "The whole story" in inside("run", *words, "--allow-missing-seeds")
+    said = inside("cues", "--run", tmp_path / "x")
+    assert "16 pictures" in said and f"pictures without their seed: 4 {tmp_path}/theirs" in said
+
+
+def test_the_cost_of_a_mistake_in_a_recipe(few, tmp_path):
+    "Layers and scales that do not fit are one line, also with --dry-run, and nothing is begun."
+    for words, named in ((("--recipe", "dgcn/toy", "--set", "options.layers=trunk.blok3"), ("trunk.blok3", "trunk.block3")), (("--recipe", "wst/toy", "--set", "cues.scales=.5"), ("options.scales",)),
+                         (("--recipe", "wst/toy", "--set", "options.types=crff"), ("crff", "crf")), (("--recipe", "wst/toy", "--set", "cues.seeds=nowhere:x"), ("nowhere:x", "FOLDER:NAME"))):
+        one_line(inside("run", "--run", tmp_path / "x", "--data", few, *words, "--dry-run", code=1), *named)
+    assert not (tmp_path / "x").exists()
 
 
 def test_score_agrees_with_the_run(finished_run, toyvoc, tmp_path):

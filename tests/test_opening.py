@@ -5,10 +5,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from run_toy import tiny
+from run_toy import WST, tiny
 
+from wsss_nb.config import load_config
 from wsss_nb.core import DataError
-from wsss_nb.opening import describe, open_data, profile, start_network, start_segmenter, stored_cues
+from wsss_nb.opening import (
+    check_recipe,
+    classifier_names,
+    classifier_start,
+    classifiers_of,
+    cue_maker,
+    describe,
+    open_data,
+    profile,
+    start_network,
+    start_segmenter,
+    stored_cues,
+)
 from wsss_nb.pretraining import load_classifier
 from wsss_nb.stored import write_seeds
 from wsss_nb.voc import voc_folder
@@ -80,3 +93,90 @@ def test_profile_prints_its_parts(finished_run, toyvoc):
     assert total == pytest.approx(sum(times), abs=.05) and ratio == pytest.approx(total / (times[1] + times[5]), abs=.03)
     with pytest.raises(DataError, match="wsss_nb cues --run"):
         profile(tiny(toyvoc), finished_run.parent / "nowhere")
+
+
+# ---- two classifiers, and seeds from elsewhere -------------------------------------------------------------------------------
+
+def test_where_the_second_classifier_starts(toyvoc):
+    """The same network from another seed; another network without the first one's file; without weights neither has any."""
+    start = lambda name, *changed: classifier_start(tiny(toyvoc, "wst/toy", *changed), name)
+    assert start("colour", "seed=3") == ("small", None, 3) and start("second", "seed=3") == ("small", None, 1003)
+    assert start("second", "classify.weights=mine.pt") == ("small", "mine.pt", 1000)
+    mixed = ("classify.network=resnet38", "classify.weights=a1.pth", "classify.second=vgg16")
+    assert start("colour", *mixed) == ("resnet38", "a1.pth", 0) and start("second", *mixed) == ("vgg16", None, 1000)
+    assert start("second", "classify.network=resnet38", "classify.weights=random", "classify.second=vgg16") == ("vgg16", "random", 1000)
+    paper = load_config("wst/voc-resnet38-vgg16", toyvoc)
+    assert [classifier_start(paper, name)[0] for name in classifier_names(paper)] == ["resnet38", "vgg16"] and paper.train.network == "resnet101"
+
+
+def fill(folder, data, names=("x",), size=(5, 4)):
+    """A folder of seeds: seed k says class k + 1 on the left and background on the right."""
+    S = np.zeros((len(names), *size), np.uint8)
+    S[:, :, :2] = np.arange(1, 1 + len(names))[:, None, None]
+    for name in data.ids:
+        write_seeds(folder, name, S, data.classes, names)
+    return S
+
+
+def test_seeds_from_elsewhere_take_the_place_of_the_recipes_own(toyvoc, tmp_path):
+    """Maps, names and disclosure come from the folders; no classifier is asked for, unless a veto or the segmenter's start wants the first."""
+    data = voc_folder(toyvoc, "train")
+    S = fill(tmp_path / "mine", data, ("x", "y"))
+    config = tiny(toyvoc, "wst/toy", f"cues.seeds={tmp_path}/mine")
+    make, names, disclosed = cue_maker(config, tmp_path / "nowhere", data)
+    assert np.array_equal(make(3), S) and names == (f"{tmp_path}/mine x", f"{tmp_path}/mine y") and disclosed == {"seeds from elsewhere": list(names)}
+    assert classifier_names(config) == () and classifiers_of(config, tmp_path / "nowhere", data.classes) == {}
+    for asks in ("predict.amend=0", "train.weights=classifier"):
+        assert classifier_names(tiny(toyvoc, "wst/toy", f"cues.seeds={tmp_path}/mine", asks)) == ("colour",)
+    make, names, _ = cue_maker(tiny(toyvoc, "dsrg/toy", f"cues.seeds={tmp_path}/mine:y", "cues.size=[2, 2]"), tmp_path, data)
+    assert make(0).tolist() == [[[2, 0], [2, 0]]] and names == (f"{tmp_path}/mine y",)
+
+
+@pytest.mark.parametrize("recipe, changed, said", [
+    ("wst/toy", ["cues.scales=1,.5"], ["cues.scales is set", "cues of wst", "set options.scales instead"]),
+    ("wst/toy", ["cues.foreground=.3"], ["cues.foreground is set", "sharpness, types, scales, networks, merge", "take it out"]),
+    ("dsrg/toy", ["cues.scales=1,.5"], ["dsrg learns from one label map", "wst"]),
+    ("dgcn/toy", ["options.layers=trunk.blok5"], ["trunk.blok5", "trunk.block5"]), ("dgcn/toy", ["options.layers=trunk.block5,head.fc9"], ["head.fc9"]),
+    ("dgcn/voc-resnet101", ["options.layers=layer3"], ["segmenter resnet101 'layer3'", "trunk.layer3"]),
+    ("wst/toy", ["cues.seeds=nowhere"], ["'nowhere' is no folder of seeds"]), ("dsrg/toy", ["cues.seeds={}/mine"], ["dsrg learns from one label map", "has 2", "FOLDER:NAME", "wst"]),
+    ("wst/toy", ["cues.seeds={}/mine", "cues.foreground=.3"], ["cues.foreground is set, but the seeds come from elsewhere"]),
+    ("wst/toy", ["cues.seeds={}/mine", "cues.saliency=maps"], ["cues.saliency is set"]), ("wst/toy", ["cues.seeds={}/mine", "cues.scales=.5"], ["cues.scales is set"]),
+    ("wst/toy", ["cues.seeds={}/mine,{}/short"], ["short lacks the seeds of 1 of 24 images"])])
+def test_what_does_not_fit_the_recipe_is_refused_at_once(recipe, changed, said, toyvoc, tmp_path):
+    """In one line, by `check_recipe` and, where no picture has to be opened, by --dry-run."""
+    data = voc_folder(toyvoc, "train")
+    fill(tmp_path / "mine", data, ("x", "y"))
+    fill(tmp_path / "short", data.subset(range(1, 24)))
+    config = tiny(toyvoc, recipe, *[text.format(tmp_path, tmp_path) for text in changed])
+    with pytest.raises(DataError) as error:
+        check_recipe(config, data)
+    message = str(error.value)
+    assert "\n" not in message and "To mend it" in message and all(words in message for words in said), message
+    if recipe.startswith("dgcn") or "scales" in changed[-1] and len(changed) == 1:
+        with pytest.raises(DataError):
+            describe(config, tmp_path / "run")
+
+
+def test_describe_names_seeds_and_classifiers(toyvoc, tmp_path):
+    """Before a night of training: how many seeds, of what, and which networks are trained for them."""
+    assert "learns    from one map of cues\ntrains    colour (small)" in describe(tiny(toyvoc, "dgcn/toy"), tmp_path)
+    told = describe(tiny(toyvoc, "wst/toy", "classify.network=resnet38", "classify.second=vgg16"), tmp_path)
+    assert "learns    from 12 seeds: colour threshold 1, " in told and "trains    colour (resnet38), second (vgg16)" in told
+    fill(tmp_path / "mine", voc_folder(toyvoc, "train"), ("x", "y"))
+    told = describe(tiny(toyvoc, "wst/toy", f"cues.seeds={tmp_path}/mine"), tmp_path)
+    assert f"from 2 seeds from elsewhere: {tmp_path}/mine" in told and "trains    no classifier" in told
+
+
+def test_a_classifier_that_was_never_trained(wst_run, few, tmp_path):
+    """Its file and the command that trains it are named."""
+    config = tiny(few, "wst/toy", *WST)
+    run = shutil.copytree(wst_run, tmp_path / "run")
+    (run / "classify/second/classifier.pt").unlink()
+    with pytest.raises(DataError, match=f"second/classifier.pt was never trained.*wsss_nb classify --run {run}"):
+        classifiers_of(config, run, open_data(config, "train").classes)
+
+
+def test_wst_is_profiled(wst_run, few):
+    """Twelve seeds and no CRF: the parts are the same, and refining takes next to nothing."""
+    lines = profile(tiny(few, "wst/toy", *WST), wst_run, updates=2).splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == ["reading", "network", "refine", "supervise", "loss", "backward", "optimiser"]

@@ -1,30 +1,36 @@
 """Lesson 50: every recipe through every stage, what differs between them, and a recipe from the folder one stands in."""
 import json
+import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from run_toy import tiny
+from run_toy import WST, tiny
 
+from wsss_nb.cam import maps_of
 from wsss_nb.config import load_config
 from wsss_nb.core import IGNORE, Batch, DataError, Prediction
 from wsss_nb.files import read_labels
 from wsss_nb.losses import balanced_seeding_loss, boundary_loss, expansion_loss, seeding_loss
-from wsss_nb.opening import recipe_of
+from wsss_nb.opening import check_layers, classifiers_of, open_data, recipe_of, start_segmenter, stored_cues
 from wsss_nb.recipes import PAPERS, PRESETS, RECIPES, find_recipe, layered, learning
+from wsss_nb.saliency import robust_background
+from wsss_nb.seeds import TYPES, make_seeds, seed_names, shrink
 from wsss_nb.stages import run_all
 from wsss_nb.stored import read_seeds
-from wsss_nb.training import grown, keep
+from wsss_nb.tagged import TrainingSet, collate
+from wsss_nb.training import cut, grown, keep, supervised, training_view
 from wsss_nb.voc import voc_folder
 
 # classifiers after one epoch are unsure, so their maps' whole upper half is taken for a cue
-OPTIONS = {"baseline": [], "sec": [], "balanced": [], "cues": ["cues.foreground=.5", "predict.variants=tags,nocrf,single"]}
+OPTIONS = {"baseline": [], "sec": [], "balanced": [], "cues": ["cues.foreground=.5", "predict.variants=tags,nocrf,single"], "dgcn": []}
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_recipe_runs_through_every_stage(name, toyvoc, tmp_path):
-    """From tags to a page: a label map of known classes for each picture, a score for each way of predicting. DSRG is the run of the other tests."""
+    """From tags to a page: a label map of known classes for each picture, a score for each way of predicting. DSRG and WST are the runs of the other tests."""
     config = tiny(toyvoc, f"{name}/toy", *OPTIONS[name])
     done = run_all(config, tmp_path)
     data = voc_folder(toyvoc, "val")
@@ -35,7 +41,7 @@ def test_every_recipe_runs_through_every_stage(name, toyvoc, tmp_path):
         assert 0 <= json.loads((tmp_path / f"evaluate/{way}.json").read_text())["mean_iou"] <= 1
     assert done["predict"]["counts"]["ways"][0] == "val" and (tmp_path / "report/index.html").stat().st_size > 10_000
     epochs = [json.loads(line) for line in (tmp_path / "train/log.jsonl").read_text().splitlines()]
-    terms = {"baseline": {"seed", "boundary"}, "sec": {"seed", "boundary", "expand"}, "balanced": {"seed", "boundary"}, "cues": {"seed", "boundary"}}[name]
+    terms = {"baseline": {"seed", "boundary"}, "sec": {"seed", "boundary", "expand"}, "balanced": {"seed", "boundary"}, "cues": {"seed", "boundary"}, "dgcn": {"seed", "boundary"}}[name]
     assert all(terms <= set(row) for row in epochs) and ("expand" in epochs[0]) == (name == "sec")
     kinds = {"colour", "grey"} if name == "cues" else {"colour"}
     assert {path.name for path in (tmp_path / "classify").iterdir() if path.is_dir()} == kinds
@@ -56,7 +62,8 @@ def batch_of(C=3, size=4):
 
 
 @pytest.mark.parametrize("name, seed, expands, supervise", [("baseline", seeding_loss, False, keep), ("sec", seeding_loss, True, keep),
-                                                            ("balanced", balanced_seeding_loss, False, keep), ("dsrg", balanced_seeding_loss, False, grown), ("cues", seeding_loss, False, keep)])
+                                                            ("balanced", balanced_seeding_loss, False, keep), ("dsrg", balanced_seeding_loss, False, grown), ("cues", seeding_loss, False, keep),
+                                                            ("dgcn", balanced_seeding_loss, False, cut)])
 def test_what_each_recipe_minimises(name, seed, expands, supervise):
     """DSRG table 2 from top to bottom: a loss more, a loss less, a loss balanced; and who grows."""
     recipe, (prediction, S, batch) = RECIPES[name](), batch_of()
@@ -76,6 +83,7 @@ def test_options_reach_the_method():
     assert "expand" in RECIPES["dsrg"](expansion=True).method.loss(prediction, S, batch)
     assert RECIPES["cues"](grey=False).classifiers == ("colour",) and RECIPES["cues"]().classifiers == ("colour", "grey")
     assert RECIPES["cues"](snap=False).cues.keywords == {"snap": False}
+    assert RECIPES["dgcn"](neighbours=5, theta=.3, theta_background=.9, link=1.).method.supervise.keywords == {"neighbours": 5, "theta": .3, "theta_background": .9, "link": 1.}
     H = torch.full((1, 2, 6, 6), .5)
     H[:, 0, :, :3], H[:, 1, :, :3] = .9, .1
     picture = torch.randint(0, 256, (1, 3, 6, 6), dtype=torch.uint8)
@@ -91,7 +99,10 @@ def test_every_recipe_has_a_paper_and_presets():
         assert PAPERS[name].reported and PAPERS[name].venue
     for preset in PRESETS:
         config = load_config(preset, "toyvoc")
-        assert config.preset == preset and recipe_of(config).method.refine is not None
+        assert config.preset == preset and (recipe_of(config).method.refine is None) == preset.startswith("wst")    # WST has no CRF in training
+        check_layers(config)
+    pair = load_config("wst/voc-resnet38-vgg16", "toyvoc").classify
+    assert (pair.network, pair.second, pair.preset) == ("resnet38", "vgg16", "wst")
     dsrg = load_config("dsrg/voc-vgg16", "toyvoc")
     assert (dsrg.train.iterations, dsrg.train.batch_size, dsrg.train.step_factor, dsrg.retrain.schedule, dsrg.retrain.iterations) == (8000, 20, .33, "poly", 20_000)
     assert (dsrg.cues.size, dsrg.train.view, dsrg.train.head, dsrg.options) == ((41, 41), "warp", "aspp", {})
@@ -164,3 +175,107 @@ def test_retraining_may_balance_its_labels():
     batch = Batch(torch.zeros(1, 3, 1, 4), torch.tensor([[True, False]]), S)
     plain, balanced = (learn_labels(Prediction(H), S, batch, balanced=b)["pixel"].item() for b in (False, True))
     assert abs(plain + (3 * math.log(.7) + math.log(.2)) / 4) < 1e-5 and abs(balanced + math.log(.7) + math.log(.2)) < 1e-5
+
+
+# ---- graph cut ---------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_likeness_is_measured_on_the_layers_named(scaled, few):
+    """What reaches the cut is the outputs of these layers, brought to the prediction's size and joined in the order named; scaled, each layer's vectors have mean length 1."""
+    config = tiny(few, "dgcn/toy", "options.layers=trunk.block5,trunk.block2", f"options.scaled={str(scaled).lower()}", "train.weights=random")
+    data = open_data(config, "train")
+    network, method, seen = start_segmenter(config, few, config.train, data).eval(), recipe_of(config).method, []
+    view = training_view(network, "crop", 64, 1., 1.)
+    batch = collate([TrainingSet(data, view, lambda name: np.zeros((4, 4), np.uint8), 0)[i] for i in range(2)])
+    with torch.no_grad():
+        supervised(network, replace(method, supervise=lambda batch, said: seen.append(said) or batch.S), batch)
+        x, outputs = batch.image, {}
+        for name, layer in network.trunk.named_children():
+            x = outputs[name] = layer(x)
+        parts = [torch.nn.functional.interpolate(outputs[name], seen[0].H.shape[2:], mode="bilinear", align_corners=False) for name in ("block5", "block2")]
+    expected = torch.cat([part / part.norm(dim=1).mean((1, 2), keepdim=True)[:, None] if scaled else part for part in parts], 1)
+    assert seen[0].features.shape == expected.shape and torch.allclose(seen[0].features, expected, atol=1e-5)
+
+
+# ---- many seeds --------------------------------------------------------------------------------------------------------------
+
+def test_wst_runs_through_every_stage(wst_run, few):
+    """Two classifiers, twelve seeds, one loss, a page; no retraining."""
+    assert {path.name for path in (wst_run / "classify").iterdir() if path.is_dir()} == {"colour", "second"}
+    rows = [json.loads(line) for line in (wst_run / "train/log.jsonl").read_text().splitlines()]
+    assert all({"seeds"} == set(row) & {"seed", "seeds", "boundary", "expand"} for row in rows) and not list(wst_run.glob("retrain/*/segmenter.pt"))
+    data = voc_folder(few, "val")
+    for i, image in enumerate(data.ids):
+        S = read_labels(wst_run / f"predict/val/{image}.png")
+        assert S.shape == data.image(i).shape[:2] and S.max() <= len(data.classes)
+    assert 0 <= json.loads((wst_run / "evaluate/val.json").read_text())["mean_iou"] <= 1 and (wst_run / "report/index.html").stat().st_size > 10_000
+
+
+def test_wst_stores_the_seeds_of_lesson_14c(wst_run, few, tmp_path):
+    """Names, their order, and every pixel: what `make_seeds` makes of the same two classifiers."""
+    config, data = tiny(few, "wst/toy", *WST), voc_folder(few, "train").subset(range(2))
+    assert len(recipe_of(config).seeds) == 12 and recipe_of(config).seeds == seed_names(("colour", "second"), TYPES)
+    expected = make_seeds(data, classifiers_of(config, wst_run, data.classes), tmp_path, size=(24, 24))
+    for name in data.ids:
+        stored = read_seeds(wst_run / f"cues/{name}.npz", data.classes)
+        assert stored.names == recipe_of(config).seeds and np.array_equal(stored.S, expected(name))
+    kept = np.stack([read_seeds(path).S for path in wst_run.glob("cues/*.npz")])
+    differ = np.array([[(kept[:, j] != kept[:, k]).any() for k in range(12)] for j in range(12)])
+    assert differ[:6, 6:].diagonal().any() and differ[:3, 3:6].all() and differ[3, 5]      # two networks, two types, three scales: not one opinion
+
+
+def test_wst_learns_from_all_seeds_at_once(wst_run, few):
+    """A batch holds (B,12,h,w); one seed alone is (B,h,w), and the loss takes it as K = 1."""
+    config = tiny(few, "wst/toy", *WST)
+    data = open_data(config, "train")
+    network = start_segmenter(config, wst_run, config.train, data)
+    batch = collate([TrainingSet(data, training_view(network, "crop", 64), stored_cues(config, wst_run, data), 0)[i] for i in range(3)])
+    assert batch.S.shape == (3, 12, 16, 16)
+    said, S = supervised(network, recipe_of(config).method, batch)
+    assert S.shape == (3, 12, 16, 16) and said.features is None and said.Q is None
+    H = torch.full((1, 2, 1, 1), .5)
+    H[0, :, 0, 0] = torch.tensor([.8, .2])
+    loss = lambda S, **options: RECIPES["wst"](**options).method.loss(Prediction(H), torch.tensor(S, dtype=torch.uint8), batch)["seeds"].item()
+    assert loss([[[1]]]) == pytest.approx(-math.log(.2), abs=1e-5)
+    agree, other = math.e / (math.e + 1), 1 / (math.e + 1)                                 # WST eq. 5-7: the seed that agrees with argmax H = 0 has 1, the other 0
+    assert loss([[[[0]], [[1]]]]) == pytest.approx(-agree * math.log(.8) - other * math.log(.2), abs=1e-5)
+    assert loss([[[[0]], [[1]]]], sharpness=0.) == pytest.approx(-(math.log(.8) + math.log(.2)) / 2, abs=1e-5)
+
+
+@pytest.mark.parametrize("options, count", [({"networks": 1}, 6), ({"types": ("crf",)}, 6), ({"scales": (1.,)}, 4), ({"merge": "average"}, 4), ({"merge": "maximum", "networks": 1, "types": ("threshold",)}, 1)])
+def test_rows_of_the_tables_of_wst(options, count, wst_run, few):
+    """Tables 2 to 5: each option leaves the seeds it names, under their names, and they are those of the twelve; merged maps are their own."""
+    config, data = tiny(few, "wst/toy", *WST), voc_folder(few, "train")
+    recipe, networks = RECIPES["wst"](**options), classifiers_of(config, wst_run, data.classes)
+    saliency = robust_background(data.image(1))
+    S = recipe.cues(data, 1, {name: networks[name] for name in recipe.classifiers}, saliency).numpy()
+    assert len(S) == len(recipe.seeds) == len(set(recipe.seeds)) == count and all(name.split()[0] in recipe.classifiers for name in recipe.seeds)
+    full = read_seeds(wst_run / f"cues/{data.ids[1]}.npz")
+    for name, seed in zip(recipe.seeds, shrink(S, (24, 24)), strict=True):
+        if "merge" not in options:
+            assert np.array_equal(seed, full.S[full.names.index(name)])
+    if options.get("merge") == "maximum":                                                  # by hand: the largest of three maps, divided by its own maximum, above a tenth
+        maps = maps_of(networks["colour"], data, 1, scales=(1., .75, .5)).numpy().max(0)
+        maps = maps / np.maximum(maps.max((1, 2), keepdims=True), 1e-12)
+        sure, calm = (maps > .1) & data.tags[1][:, None, None], saliency < .06
+        claims = sure.sum(0) + calm
+        expected = np.where(claims == 1, np.where(calm, 0, 1 + sure.argmax(0)), IGNORE)
+        assert (expected == S[0]).mean() > .999
+
+
+@pytest.mark.parametrize("options, said", [({"networks": 3}, "networks is 3"), ({"types": ()}, "types is ()"), ({"types": ("treshold",)}, "threshold"), ({"scales": ()}, "scales ()"), ({"scales": (1., 1.)}, "none twice"),
+                                           ({"scales": (0.,)}, "above 0"), ({"merge": "mean"}, "way to merge scales 'mean'")])
+def test_impossible_seeds_are_refused_when_the_recipe_is_made(options, said):
+    """Before a classifier is trained for a night."""
+    with pytest.raises(DataError) as error:
+        RECIPES["wst"](**options)
+    assert said in str(error.value) and "To mend it" in str(error.value)
+
+
+@pytest.mark.parametrize("recipe, setting, said", [("wst", "networks=two", "a whole number"), ("wst", "scales=big", "a number"), ("wst", "sharpness=[1]", "a number"), ("dgcn", "layers=3", "a text"), ("dgcn", "neighbours=.5", "a whole number"),
+                                                   ("dgcn", "theta_background=much", "a number or none"), ("dgcn", "tetha=.7", "options.theta"), ("wst", "merg=average", "options.merge")])
+def test_options_of_the_wrong_type(recipe, setting, said, few):
+    """Where they are written, not where they are used."""
+    with pytest.raises(DataError) as error:
+        tiny(few, f"{recipe}/toy", f"options.{setting}")
+    assert said in str(error.value), str(error.value)

@@ -259,7 +259,7 @@ def test_curves(text):
 
 def test_cue_row(text):
     """Ten of forty pixels of each class are labelled, and right."""
-    assert rows_of(text, "The cues, percent")[1][:5] == ["cues", "25.0", "100.0", "25.0", "25.0"]
+    assert rows_of(text, "The cues, percent")[1][:5] == ["cues: what most of 2 seeds say", "25.0", "100.0", "25.0", "25.0"]
 
 
 def test_stages_and_times(text):
@@ -316,7 +316,7 @@ def test_columns_of_the_panels(text, sets):
     """Validation: picture, every prediction, truth. Training: picture, cues, first, middle and last epoch, the retraining labels, truth."""
     names = [re.sub("<.*", "", words) for words in re.findall(r"<figcaption><strong>(.*?)</strong>", text)]
     assert names[:12] == ["picture", "DSRG", "+ retrain", "truth"] * 3
-    assert names[12:] == ["picture", "cues", "supervision, epoch 1", "supervision, epoch 3", "supervision, epoch 5", "predicted, to retrain on", "truth"] * 3
+    assert names[12:] == ["picture", "cues: what most of 2 seeds say", "supervision, epoch 1", "supervision, epoch 3", "supervision, epoch 5", "predicted, to retrain on", "truth"] * 3
 
 
 def test_pictures_show_what_they_say(made, sets, text):
@@ -337,6 +337,14 @@ def test_pictures_show_what_they_say(made, sets, text):
     assert any(f"{data.classes[c - 1]} {share:.0f} %" in alt for alt in shown if alt.startswith("truth"))
 
 
+def test_what_most_seeds_say(tmp_path):
+    """Three seeds of five pixels, by hand: a majority, a tie won by the lower class, one voice, silence, and background against a class."""
+    S = np.array([[[1, 2, 3, IGNORE, 0]], [[1, 1, IGNORE, IGNORE, 0]], [[2, IGNORE, IGNORE, IGNORE, 3]]], np.uint8)
+    write_seeds(tmp_path / "cues", "x", S, ("bird", "cat", "cow"), ["a", "b", "c"])
+    assert findings.stored_cue(tmp_path, "x", ("bird", "cat", "cow")).tolist() == [[1, 1, 3, IGNORE, 0]]
+    assert findings.seeds_kept(tmp_path, ["nobody", "x"]) == 3 and findings.seeds_kept(tmp_path, ["nobody"]) == 0
+
+
 def test_equal_scores_are_ordered_by_name():
     """Ties have one answer, whatever the order of the dictionary; a picture without a judged pixel is never chosen."""
     scores = {"d": .5, "b": .5, "a": .5, "c": float("nan")}
@@ -345,9 +353,10 @@ def test_equal_scores_are_ordered_by_name():
 
 
 def test_seed_of_the_cues_can_be_named(run, sets):
-    """The map of the named seed is shown; a name that does not exist is refused."""
-    first, second = (written(run, sets, {**ABOUT, "seed": seed}) for seed in ("cam", "crf"))
-    assert first != second and first == written(run, sets)
+    """The map of the named seed is shown, and which one it is; a name that does not exist is refused. Without a name it is what most of them say."""
+    first, second, most = (Page(written(run, sets, {**ABOUT} | ({"seed": seed} if seed else {}))) for seed in ("cam", "crf", None))
+    assert first.text() != second.text() != most.text() and "cues: crf" in second.text() and "cues: what most of 2 seeds say" in most.text()
+    assert "2 seeds of each picture are learned from at once" in most.text() and "what most of 2 seeds say" in rows_of(written(run, sets), "The cues, percent")[1][0]
     with pytest.raises(DataError, match="no seed 'wst'.*cam, crf"):
         written(run, sets, {**ABOUT, "seed": "wst"})
 

@@ -5,12 +5,14 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from run_toy import TINY, tiny
+from run_toy import TINY, WST, light_up, tiny
 
 from wsss_nb.checkpoint import read_log
 from wsss_nb.config import load_config
@@ -18,6 +20,8 @@ from wsss_nb.core import IGNORE, DataError
 from wsss_nb.evaluation import confusion, evaluate_folder, supervision_quality
 from wsss_nb.files import folder_hash, read_labels
 from wsss_nb.manifest import read_manifest
+from wsss_nb.pretraining import load_classifier
+from wsss_nb.seeds import shrink
 from wsss_nb.segmenter import load_segmenter
 from wsss_nb.stages import classify, cues, evaluate, predict, prepare, report, retrain, run_all, train
 from wsss_nb.stored import read_seeds, write_seeds
@@ -177,6 +181,133 @@ def test_a_killed_stage_of_pictures_goes_on(run, toyvoc):
     after = {name: folder_hash(run / name) for name in before}
     assert after["retrain/1/labels"] == before["retrain/1/labels"] and after["predict/val"] == before["predict/val"]
     assert all(path.stat().st_mtime_ns == when for path, when in times.items())
+
+
+# ---- two classifiers, and seeds from elsewhere ------------------------------------------------------------------------------
+
+def test_the_second_classifier_is_another(wst_run, few, tmp_path):
+    """It ends where a run of its own from seed + 1000 ends, bit for bit, and elsewhere than the first."""
+    alone = replace(tiny(few, "wst/toy", *WST), seed=1000, options={"networks": 1})
+    for stage in (prepare, classify):
+        stage(alone, tmp_path)
+    light_up(tmp_path)
+    first, second, other = (load_classifier(run / f"classify/{name}/classifier.pt").state_dict() for run, name in ((wst_run, "colour"), (wst_run, "second"), (tmp_path, "colour")))
+    assert all(torch.equal(second[name], other[name]) for name in other) and not all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_cues_of_many_seeds_go_on_after_a_kill(wst_run, few, tmp_path):
+    """Half of the files and the manifest gone: only those are made again, the same byte for byte."""
+    run = Path(shutil.copytree(wst_run, tmp_path / "run"))
+    before, files = folder_hash(run / "cues"), sorted((run / "cues").glob("*.npz"))
+    told = (run / "cues/manifest.json").read_text()
+    times = {path: path.stat().st_mtime_ns for path in files[1::2]}
+    for path in (*files[::2], run / "cues/manifest.json"):
+        path.unlink()
+    cues(tiny(few, "wst/toy", *WST), run)
+    assert all(path.stat().st_mtime_ns == when for path, when in times.items())
+    (run / "cues/manifest.json").write_text(told)                                        # only its seconds differ
+    assert folder_hash(run / "cues") == before
+
+
+def test_several_seeds_are_scored_by_what_most_say(wst_run, few):
+    """Counted by hand, pixel by pixel: of equals the lowest class."""
+    data, total = voc_folder(few, "train", masks=True), 0
+    for i, name in enumerate(data.ids):
+        S = read_seeds(wst_run / f"cues/{name}.npz").S
+        counts = np.stack([(S == c).sum(0) for c in range(7)])
+        most = np.where(counts.sum(0) == 0, IGNORE, counts.argmax(0)).astype(np.uint8)
+        total = total + confusion(shrink(most[None], data.mask(i).shape)[0], data.mask(i), 7, partial=True)
+    told = json.loads((wst_run / "evaluate/cues.json").read_text())
+    assert all(told[name] == pytest.approx(value, abs=1e-12) for name, value in supervision_quality(total).items() if value == value)
+
+
+@pytest.fixture
+def elsewhere(few, tmp_path) -> Path:
+    """Seeds somebody else made: stored/ with two maps a picture, drawn/ with PNG files, one of which is missing."""
+    data = voc_folder(few, "train")
+    (tmp_path / "drawn").mkdir()
+    for i, name in enumerate(data.ids):
+        S = np.zeros((2, 12, 12), np.uint8)
+        S[:, 3:9, 3:9] = 1 + np.flatnonzero(data.tags[i])[0]
+        S[1, :, :2] = IGNORE
+        write_seeds(tmp_path / "stored", name, S, data.classes, ("near", "far"))
+        if i != 4:
+            Image.fromarray(np.roll(S[0], 1, 1)).save(tmp_path / f"drawn/{name}.png")
+    return tmp_path
+
+
+def test_a_run_on_seeds_from_elsewhere(elsewhere, few):
+    """Nothing is trained but the segmenter; the seeds lie in the run as they were; a gap is counted; the page says whose they are."""
+    where = f"cues.seeds={elsewhere}/stored,{elsewhere}/drawn"
+    run, data = elsewhere / "run", voc_folder(few, "train")
+    with pytest.raises(DataError, match=f"drawn lacks the seeds of 1 of 16 images, the first is {data.ids[4]}.*--allow-missing-seeds"):
+        run_all(tiny(few, "wst/toy", where), run)
+    assert not (run / "cues").exists()
+    shutil.rmtree(run)
+    done = run_all(tiny(few, "wst/toy", where, "cues.allow_missing=true"), run)
+    assert done["classify"]["counts"] == {} and not list(run.glob("classify/*/classifier.pt"))
+    assert done["cues"]["counts"]["pictures without their seed"] == {f"{elsewhere}/drawn": 1}
+    stored = read_seeds(run / f"cues/{data.ids[0]}.npz", data.classes)
+    assert stored.names == (f"{elsewhere}/stored near", f"{elsewhere}/stored far", f"{elsewhere}/drawn") and np.array_equal(stored.S[:2], read_seeds(elsewhere / f"stored/{data.ids[0]}.npz").S)
+    assert (read_seeds(run / f"cues/{data.ids[4]}.npz").S[2] == IGNORE).all()
+    page = (run / "report/index.html").read_text()
+    assert f"seeds from elsewhere, made with whatever their maker used: {elsewhere}/stored, {elsewhere}/drawn" in page and "cues: what most of 3 seeds say" in page
+    assert "robust background" not in page
+
+
+def test_seeds_that_change_are_noticed(elsewhere, few):
+    """Other folders than the run was begun with, or another file in them: refused, with the command that mends it; the same files under a new date are the same."""
+    config, run = tiny(few, "dsrg/toy", f"cues.seeds={elsewhere}/stored:near"), elsewhere / "run"
+    for stage in (prepare, classify, cues):
+        stage(config, run)
+    os.utime(next((elsewhere / "stored").glob("*.npz")), (1, 1))
+    made = cues(config, run)
+    with pytest.raises(DataError, match=r"cues.seeds \['.*stored:near'\], now it is \['.*stored:far'\].*delete"):
+        cues(tiny(few, "dsrg/toy", f"cues.seeds={elsewhere}/stored:far"), run)
+    assert cues(config, run) == made
+    data = voc_folder(few, "train")
+    write_seeds(elsewhere / "stored", data.ids[2], np.ones((2, 40, 40), np.uint8), data.classes, ("near", "far"))
+    with pytest.raises(DataError, match=f"cues was made from something else.*the files it reads.*delete {run / 'cues'}, then: wsss_nb cues --run {run}"):
+        cues(config, run)
+    shutil.rmtree(run / "cues")
+    cues(config, run)
+    assert read_seeds(run / f"cues/{data.ids[2]}.npz").S.shape == (1, 40, 40)
+
+
+def test_seeds_from_elsewhere_and_a_veto(elsewhere, few):
+    """Whoever asks for a classifier gets the first, and only that; asked too late, it is named."""
+    where = f"cues.seeds={elsewhere}/stored"
+    begun = tiny(few, "wst/toy", where)
+    for stage in (prepare, classify, cues, train, retrain):
+        stage(begun, elsewhere / "late")
+    late = tiny(few, "wst/toy", where, "predict.amend=0")
+    shutil.rmtree(elsewhere / "late/evaluate")                                           # the score of the cues
+    with pytest.raises(DataError, match="colour/classifier.pt was never trained.*wsss_nb classify --run"):
+        predict(late, elsewhere / "late")
+    shutil.rmtree(elsewhere / "late/classify")
+    assert set(classify(late, elsewhere / "late")["counts"]) == {"colour"}
+    assert predict(late, elsewhere / "late")["counts"]["ways"] == ["val", "val.plain"]
+
+
+def test_seeds_that_label_nothing_are_refused(elsewhere, few):
+    """And the folders are named to look at, for no setting would mend them."""
+    data = voc_folder(few, "train")
+    for name in data.ids:
+        write_seeds(elsewhere / "empty", name, np.zeros((1, 4, 4), np.uint8), data.classes, ("none",))
+    config = tiny(few, "wst/toy", f"cues.seeds={elsewhere}/empty")
+    for stage in (prepare, classify):
+        stage(config, elsewhere / "run")
+    with pytest.raises(DataError, match="no pixel of 16 pictures got a class.*look at the folders of cues.seeds"):
+        cues(config, elsewhere / "run")
+
+
+def test_a_layer_with_a_typo_is_refused_before_anything_is_trained(few, tmp_path):
+    """A near match is offered, and no classifier was begun."""
+    config = tiny(few, "dgcn/toy", "options.layers=trunk.blok5")
+    prepare(config, tmp_path)
+    with pytest.raises(DataError, match="trunk.block5"):
+        classify(config, tmp_path)
+    assert not list((tmp_path / "classify").glob("*/*"))
 
 
 # ---- several processes ---------------------------------------------------------------------------------------------------

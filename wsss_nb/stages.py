@@ -77,7 +77,7 @@ def classify(config: Config, run: Path) -> dict:
             counts[name] = {key: round(float(np.nanmean(values)), 4) for key, values in quality.items() if not np.isnan(values).all()}
     return counts
 
-# %% ../nbs/52_stages.ipynb #e1a8f608
+# %% ../nbs/52_stages.ipynb #05a6809c
 def seeds_hash(config: Config) -> str: # "" where the recipe makes the cues
     "Of the files of seeds from elsewhere."
     return files_hash(config.cues.seeds) if config.cues.seeds else ""
@@ -110,8 +110,10 @@ def count_cues(config: Config, run: Path) -> dict:
             mask = data.mask(i)
             total = total + confusion(shrink(plurality(S, data.n_classes)[None], mask.shape)[0], mask, data.n_classes, partial=True)
     shares /= len(data)
-    check(shares[0] > 0, f"no pixel of {len(data)} pictures got a class as its cue", "cues of some class in most pictures", f"look at {run / 'classify'}: did it learn the tags? Then lower cues.foreground, delete {run / 'cues'} and make them again")
-    check(shares[1] > 0, f"no pixel of {len(data)} pictures got background as its cue", "background in most pictures", f"raise cues.background, delete {run / 'cues'} and make them again")
+    again = f"delete {run / 'cues'} and make them again"
+    more, less = ("look at the folders of cues.seeds, and " + again,) * 2 if config.cues.seeds else (f"look at {run / 'classify'}: did it learn the tags? Then lower cues.foreground, {again}", f"raise cues.background, {again}")
+    check(shares[0] > 0, f"no pixel of {len(data)} pictures got a class as its cue", "cues of some class in most pictures", more)
+    check(shares[1] > 0, f"no pixel of {len(data)} pictures got background as its cue", "background in most pictures", less)
     if data.read_mask:
         Evaluation(total, data.classes, len(data)).save(run / "evaluate/cues.json")
     return {"pictures": len(data), "foreground": round(float(shares[0]), 4), "background": round(float(shares[1]), 4)}
