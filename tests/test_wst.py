@@ -11,7 +11,18 @@ from torch.autograd import gradcheck
 
 import wsss_nb.wst as wst
 from wsss_nb.core import DataError, generator
-from wsss_nb.wst import erase_blocks, fold_by_counting, fold_by_loop, multi_seed_loss, seed_shares, seed_weights, soft_labels, votes
+from wsss_nb.losses import balanced_seeding_loss
+from wsss_nb.wst import (
+    balanced_multi_seed_loss,
+    erase_blocks,
+    fold_by_counting,
+    fold_by_loop,
+    multi_seed_loss,
+    seed_shares,
+    seed_weights,
+    soft_labels,
+    votes,
+)
 
 VOID = 255
 SHARPNESS = (0., .3, 1., 4., math.inf)
@@ -117,6 +128,27 @@ def test_channels_last_and_slices():
     wide, many = torch.zeros(2, 5, 16, 20, dtype=H.dtype), torch.full((2, 12, 8, 10), VOID, dtype=torch.uint8)
     wide[..., ::2, ::2], many[:, ::2] = H, S
     assert multi_seed_loss(wide[..., ::2, ::2], many[:, ::2]).item() == want
+
+
+# ---- balanced ------------------------------------------------------------------------------------------------------------
+
+def test_balanced_by_hand():
+    """Two pixels, two seeds: ½ ln 2 + ½ ln 4 of foreground over a weight of 1, ln 2 of background over ½; then without any foreground."""
+    H = torch.tensor([[[[.5, .5]], [[.5, .25]], [[0., .25]]]], dtype=torch.float64)
+    S = torch.tensor([[[[1, 2]], [[VOID, 0]]]], dtype=torch.uint8)
+    hand = (math.log(2) / 2 + math.log(4) / 2) / 1 + math.log(2)
+    assert balanced_multi_seed_loss(H, S, 0.).item() == pytest.approx(hand, abs=1e-12)
+    S = torch.tensor([[[[0, 0]], [[VOID, 0]]]], dtype=torch.uint8)
+    assert balanced_multi_seed_loss(H, S, 0.).item() == pytest.approx(math.log(2), abs=1e-12)
+    assert balanced_multi_seed_loss(H, torch.full_like(S, VOID), 0.).item() == 0
+
+
+def test_balanced_with_one_seed_is_dsrgs():
+    """Also per image and then the mean; with a gradient that gradcheck confirms."""
+    H, S = batch(B=3, K=4)
+    for k in range(4):
+        assert balanced_multi_seed_loss(H, S[:, k:k + 1]).item() == pytest.approx(balanced_seeding_loss(H, S[:, k]).item(), abs=1e-12)
+    assert gradcheck(lambda p: balanced_multi_seed_loss(p, S[:1, :, :2, :2], .7), batch(B=1, h=2, w=2)[0].requires_grad_())
 
 
 # ---- by hand ------------------------------------------------------------------------------------------------------------
