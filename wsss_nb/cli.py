@@ -37,11 +37,12 @@ def change(config: object, overrides: list[str]) -> object: # Configs
     before, said = read_layer(as_dict(config), "config.json", known), read_layer(read_overrides(overrides), "--set", known)
     return build(before | follow(said, flatten(as_dict(config))))
 
-# %% ../nbs/53_cli.ipynb #938a13ea
+# %% ../nbs/53_cli.ipynb #c9353b84
 def results(config: object, run: Path) -> list[tuple[str, float, float | None]]: # name, mIoU, the paper's mIoU in percent
     "The rows of the table, as far as there are masks to score with."
     import json
 
+    from wsss_nb.findings import seeds_kept
     from wsss_nb.opening import open_data
     from wsss_nb.stages import about
     from wsss_nb.trivial import score_background
@@ -51,7 +52,8 @@ def results(config: object, run: Path) -> list[tuple[str, float, float | None]]:
         return []
     rows = [("all background", score_background(open_data(config, "val", masks=True)).summary()["mean_iou"], None)]
     if (run / "evaluate/cues.json").exists():
-        rows.append(("the cues, of the training pictures", read("cues")["filled_mean_iou"], None))
+        several = seeds_kept(run, open_data(config, "train").ids) > 1
+        rows.append(("what most seeds say, training pictures" if several else "the cues, of the training pictures", read("cues")["filled_mean_iou"], None))
     return rows + [(row, read(name)["mean_iou"], told["paper"].get(name)) for name, row in told["rows"].items()]
 
 

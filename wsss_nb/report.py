@@ -67,7 +67,7 @@ def class_section(run: Path, about: dict) -> Html:
     rows = [(name, *map(percent, values.values())) for name, values in found.as_dict()["classes"].items()]
     return html(bars, element("p", *said), folded("The same in numbers", table(f"{called}, percent; a dash: the class was neither there nor predicted", ("class", "IoU", "precision", "recall"), rows)))
 
-# %% ../nbs/51g_report.ipynb #5072941c
+# %% ../nbs/51g_report.ipynb #0e162232
 def loss_section(run: Path) -> Html:
     "A chart for each training of the run."
     logs = [path for pattern in ("classify/*", "train", "retrain/*") for path in sorted(run.glob(f"{pattern}/log.jsonl"))]
@@ -76,7 +76,7 @@ def loss_section(run: Path) -> Html:
     return element("div", *charts, class_="charts") if charts else element("p", "No training left a log, so there is no loss to draw.")
 
 
-def quality_section(run: Path) -> Html:
+def quality_section(run: Path, several: bool = False) -> Html: # several seeds of a picture
     "Precision, recall and IoU of the supervision over the epochs (DSRG fig. 4)."
     rows = [row for row in read_log(run / "train/quality.jsonl") if number(row.get("iou")) is not None]
     if not rows:
@@ -85,6 +85,7 @@ def quality_section(run: Path) -> Html:
     drawn = line_chart("Quality of the supervision over the epochs", {called: [(row["epoch"], row.get(key)) for row in rows] for key, called in keys.items()}, top=1)
     numbers = table("Supervision of training pictures, percent, mean over the foreground classes", ("epoch", *keys.values()), [(row["epoch"], *(percent(row.get(key)) for key in keys)) for row in rows])
     words = "What the network was taught in each epoch, against the masks of training pictures (as in DSRG, figure 4). Epoch 0, where there is one, is the cues. The masks serve this page alone; training never sees them."
+    words += " Of several seeds, the one that weighs most, pixel by pixel, with the network of that epoch; in epoch 0 it has learned nothing yet and chooses at random." * several
     return html(drawn, element("p", words), folded("The same in numbers", numbers))
 
 # %% ../nbs/51g_report.ipynb #530d0b0a
@@ -215,7 +216,7 @@ def cue_table(run: Path, called: str = "cues") -> Html:
     keys = {"labelled": "labelled", "precision": "precision", "recall": "recall", "iou": "IoU", "filled_mean_iou": "mean IoU, the rest as background"}
     return table("The cues, percent: means over the foreground classes", ("", *keys.values()), [(called, *(percent(numbers.get(key)) for key in keys))])
 
-# %% ../nbs/51g_report.ipynb #9b052482
+# %% ../nbs/51g_report.ipynb #c9d7d251
 def headline(run: Path, train: TaggedImages, val: TaggedImages | None, about: dict) -> Html:
     "Title, source and the result in one sentence."
     measured = {name: found for name, (_, found) in evaluations(run, about).items() if found is not None}
@@ -246,7 +247,7 @@ def write_report(run: str | Path, # the run's folder; receives report/index.html
     require_classes(run, train, val, about)
     parts = {"Result": html(result_table(run, about)), "Supervision given": given_section(run, train, about), "Each class": class_section(run, about),
              "Validation pictures": html(class_legend(train.classes), val_section(run, val, about)), "Training pictures": train_section(run, train, about),
-             "How good the supervision was": html(cue_table(run, called_cues(run, train, {})), quality_section(run)), "Losses": loss_section(run),
+             "How good the supervision was": html(cue_table(run, called_cues(run, train, {})), quality_section(run, seeds_kept(run, train.ids) > 1)), "Losses": loss_section(run),
              "What ran": what_ran(run), "Settings": settings_section(settings, defaults), "Environment": environment_section(run)}
     contents = element("nav", *(element("a", title, href=f"#{anchor(title)}") for title in parts), aria_label="contents")
     body = [headline(run, train, val, about), contents, *(section(title, inside) for title, inside in parts.items())]
