@@ -117,7 +117,7 @@ def start_segmenter(config: Config, run: Path, settings: Train, data: TaggedImag
             module.p = settings.dropout
     return network
 
-# %% ../nbs/51d_opening.ipynb #37652334
+# %% ../nbs/51d_opening.ipynb #5dbaca24
 def given_seeds(config: Config, data: TaggedImages) -> Gathered:
     "The seeds from elsewhere, if they fit the recipe and the rest of the settings."
     settings = config.cues
@@ -174,7 +174,7 @@ def cue_maker(config: Config, run: Path, data: TaggedImages) -> tuple[Callable[[
 def stored_cues(config: Config, run: Path, data: TaggedImages) -> CueFolder: # call it with an id
     "The cues a run has made, as training wants them: (h,w), or (K,h,w) where there are several."
     found = cue_folder(run / "cues", data.classes, data.ids)
-    names = read_seeds(found.folder / f"{data.ids[0]}.npz").names
+    names = read_seeds(found.folder / f"{data.ids[0]}.npz", data.classes).names
     return found if len(names) > 1 else cue_folder(run / "cues", data.classes, data.ids, names[0])
 
 # %% ../nbs/51d_opening.ipynb #b31d2006
