@@ -23,7 +23,7 @@ from torch import nn
 from wsss_nb import checkpoint, run, schedule
 from wsss_nb.checkpoint import load_checkpoint, read_log
 from wsss_nb.core import DataError
-from wsss_nb.loop import Training, fit
+from wsss_nb.loop import Training, fit, polite
 
 OTHERS = multiprocessing.get_context("forkserver")       # a clean process, with torch loaded once for all of them
 OTHERS.set_forkserver_preload(["wsss_nb.loop", "torch._dynamo"])   # which DDP loads
@@ -621,3 +621,11 @@ def test_one_image_is_enough():
     """The smallest run: one image, one update."""
     net, rows = train(data=Toy(1), dropout=0., batch_size=1, epochs=1)
     assert len(rows) == 1 and rows[0]["iteration"] == 1
+
+
+def test_an_interrupt_that_comes_after_the_last_look_is_not_lost():
+    """Noted when no update is left that could answer it, it is told at the end; the handler of before is back."""
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), polite():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before

@@ -55,10 +55,10 @@ def one_line() -> Iterator[None]:
               "mostly memory was full: choose fewer workers, or none, or smaller batches; the same call goes on from the last checkpoint")
         raise
 
-# %% ../nbs/06c_loop.ipynb #d075f4cb
+# %% ../nbs/06c_loop.ipynb #437dbf88
 @contextmanager
 def polite() -> Iterator[list[int]]:
-    "Yield a list that Ctrl-C and SIGTERM are noted in; a second one interrupts at once."
+    "Yield a list that Ctrl-C and SIGTERM are noted in; a second one interrupts at once, and one that nobody answered at the end."
     asked: list[int] = []
     def note(number: int, frame: object) -> None:
         if asked:
@@ -71,6 +71,8 @@ def polite() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if asked:
+        raise KeyboardInterrupt("stopped; the same call goes on from there")   # it came when nobody looked at the list any more
 
 # %% ../nbs/06c_loop.ipynb #232cbb00
 class Together(nn.Module):
