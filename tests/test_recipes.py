@@ -13,6 +13,7 @@ from wsss_nb import recipes
 from wsss_nb.config import load_config
 from wsss_nb.core import IGNORE, Batch, DataError, Prediction
 from wsss_nb.files import read_labels
+from wsss_nb.graphcut import graph_cut
 from wsss_nb.losses import balanced_seeding_loss, boundary_loss, expansion_loss, seeding_loss
 from wsss_nb.opening import check_layers, classifiers_of, open_data, recipe_of, start_segmenter, stored_cues
 from wsss_nb.recipes import PAPERS, PRESETS, RECIPES, find_recipe, layered, learning
@@ -23,6 +24,7 @@ from wsss_nb.stored import read_seeds
 from wsss_nb.tagged import TrainingSet, collate
 from wsss_nb.training import cut, grown, keep, supervised, training_view
 from wsss_nb.voc import voc_folder
+from wsss_nb.wst import balanced_multi_seed_loss, multi_seed_loss
 
 # classifiers after one epoch are unsure, so their maps' whole upper half is taken for a cue
 OPTIONS = {"baseline": [], "sec": [], "balanced": [], "cues": ["cues.foreground=.5", "predict.variants=tags,nocrf,single"], "dgcn": ["retrain.rounds=0"]}
@@ -197,6 +199,17 @@ def test_likeness_is_measured_on_the_layers_named(scaled, few):
     assert seen[0].features.shape == expected.shape and torch.allclose(seen[0].features, expected, atol=1e-5)
 
 
+def test_the_cut_is_asked_with_the_recipes_numbers():
+    """Every option arrives where it belongs: each of them changes what the cut says of this picture."""
+    _, S, batch = batch_of(size=8)
+    asked = Prediction((2 * torch.randn(2, 4, 8, 8)).softmax(1), torch.randn(2, 5, 8, 8))
+    options = {"neighbours": 3, "theta": .25, "theta_background": .5, "link": .1}
+    said = lambda **changed: RECIPES["dgcn"](**(options | changed)).method.supervise(replace(batch, S=S), asked)
+    assert torch.equal(said(), graph_cut(H=asked.H, features=asked.features, S=S, T=batch.T, **options))
+    for name, other in {"neighbours": 9, "theta": .6, "theta_background": .8, "link": 3.}.items():
+        assert not torch.equal(said(), said(**{name: other})), name
+
+
 # ---- many seeds --------------------------------------------------------------------------------------------------------------
 
 def test_wst_runs_through_every_stage(wst_run, few):
@@ -240,6 +253,17 @@ def test_wst_learns_from_all_seeds_at_once(wst_run, few):
     agree, other = math.e / (math.e + 1), 1 / (math.e + 1)                                 # WST eq. 5-7: the seed that agrees with argmax H = 0 has 1, the other 0
     assert loss([[[[0]], [[1]]]]) == pytest.approx(-agree * math.log(.8) - other * math.log(.2), abs=1e-5)
     assert loss([[[[0]], [[1]]]], sharpness=0.) == pytest.approx(-(math.log(.8) + math.log(.2)) / 2, abs=1e-5)
+
+
+def test_wst_balanced_and_sharp_as_asked():
+    """The paper's loss unless asked otherwise; ToyVOC's preset balances; one map (h,w) is one seed."""
+    prediction, S, batch = batch_of()
+    two = torch.stack([S, torch.where(S == IGNORE, 0, S)], 1)
+    loss = lambda S=two, **options: RECIPES["wst"](**options).method.loss(prediction, S, batch)["seeds"]
+    assert torch.equal(loss(), multi_seed_loss(prediction.H, two, 1.)) and torch.equal(loss(sharpness=0.), multi_seed_loss(prediction.H, two, 0.))
+    assert torch.equal(loss(balanced=True, sharpness=2.), balanced_multi_seed_loss(prediction.H, two, 2.)) and not torch.equal(loss(balanced=True), loss())
+    assert torch.equal(loss(S), multi_seed_loss(prediction.H, S[:, None], 1.))
+    assert PRESETS["wst/toy"]["options"] == {"balanced": True} and "options" not in PRESETS["wst/voc-resnet38-vgg16"]
 
 
 @pytest.mark.parametrize("options, count", [({"networks": 1}, 6), ({"types": ("crf",)}, 6), ({"scales": (1.,)}, 4), ({"merge": "average"}, 4), ({"merge": "maximum", "networks": 1, "types": ("threshold",)}, 1)])
