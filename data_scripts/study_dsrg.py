@@ -9,19 +9,20 @@ two commands with other rows or seeds may run side by side. (Seeds 0, 3, 5 and 7
 """
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
+from study_command import RESULTS, study_command
 
 from wsss_nb.config import load_config
 from wsss_nb.core import seed_everything
-from wsss_nb.dsrg_study import GRID, MAIN, MORE, TRIALS, Study, all_cues, brief, cam_alone, cue_scores, keep_measuring, note
+from wsss_nb.dsrg_study import GRID, MAIN, MORE, TRIALS, Study, all_cues, brief, cam_alone, cue_scores, note
 from wsss_nb.files import atomic
 from wsss_nb.pretraining import cache_folder, toy_classifier, toy_voc
 from wsss_nb.voc import voc_folder
 
-OUT = Path(__file__).parent.parent / "nbs/results/dsrg_study"
+OUT = RESULTS / "dsrg_study"
+PARTS = {"main": MAIN, "grid": GRID, "more": MORE, "all": TRIALS}
 
 
 def begin(seed: int, n_train: int, n_val: int, out: Path) -> Study:
@@ -45,22 +46,5 @@ def begin(seed: int, n_train: int, n_val: int, out: Path) -> Study:
     return study
 
 
-def main() -> None:
-    "Measure what is not in the files yet."
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[111, 112, 113])
-    parser.add_argument("--part", choices=("main", "grid", "more", "all"), default="all")
-    parser.add_argument("--only", nargs="+", default=[], choices=TRIALS, metavar="ROW", help="these rows alone")
-    parser.add_argument("--n-train", type=int, default=600)
-    parser.add_argument("--n-val", type=int, default=150)
-    parser.add_argument("--out", type=Path, default=OUT, help="a folder: SEED.json")
-    options = parser.parse_args()
-    for seed in options.seeds:
-        out = options.out / f"{seed}.json"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        study = begin(seed, options.n_train, options.n_val, out)
-        keep_measuring(study, options.only or {"main": MAIN, "grid": GRID, "more": MORE, "all": TRIALS}[options.part], out)
-
-
 if __name__ == "__main__":
-    main()
+    study_command(__doc__, begin, PARTS, [111, 112, 113], OUT)

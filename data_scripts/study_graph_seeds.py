@@ -9,21 +9,21 @@ with other rows or seeds may run side by side. (Seeds 0, 3, 5, 7 and 101 to 113 
 """
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
+from study_command import RESULTS, study_command
 
 from wsss_nb.config import load_config
 from wsss_nb.core import seed_everything
-from wsss_nb.dsrg_study import Study, cue_scores, keep_measuring, note
+from wsss_nb.dsrg_study import Study, cue_scores, note
 from wsss_nb.files import atomic
 from wsss_nb.graph_seed_study import EAGER, EVEN, FOLLOWED, GRAPH, GRID, NAMES, PICKS, PILOT, SEEDS, TRIALS, all_seeds, study_cues
 from wsss_nb.opening import SECOND
 from wsss_nb.pretraining import cache_folder, toy_classifier, toy_voc
 from wsss_nb.voc import voc_folder
 
-OUT = Path(__file__).parent.parent / "nbs/results/graph_seed_study"
+OUT = RESULTS / "graph_seed_study"
 PARTS = {"graph": GRAPH | EAGER, "seeds": SEEDS | EVEN, "pilot": PILOT, "grid": GRID, "all": TRIALS}
 
 
@@ -47,21 +47,5 @@ def begin(seed: int, n_train: int, n_val: int, out: Path) -> Study:
     return study
 
 
-def main() -> None:
-    "Measure what is not in the files yet."
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[121, 122, 123])
-    parser.add_argument("--part", choices=PARTS, default="all")
-    parser.add_argument("--only", nargs="+", default=[], choices=TRIALS, metavar="ROW", help="these rows alone")
-    parser.add_argument("--n-train", type=int, default=600)
-    parser.add_argument("--n-val", type=int, default=150)
-    parser.add_argument("--out", type=Path, default=OUT, help="a folder: SEED.json")
-    options = parser.parse_args()
-    for seed in options.seeds:
-        out = options.out / f"{seed}.json"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        keep_measuring(begin(seed, options.n_train, options.n_val, out), options.only or PARTS[options.part], out)
-
-
 if __name__ == "__main__":
-    main()
+    study_command(__doc__, begin, PARTS, [121, 122, 123], OUT)
