@@ -69,7 +69,7 @@ def nameless(masks: np.ndarray, # bool (n,h,w)
     "Instances that have no class yet."
     return Instances(masks, mask_boxes(masks) if boxes is None else boxes, np.ones(len(masks), np.int64), scores)
 
-# %% ../nbs/33a_instance_sources.ipynb #345aea3f
+# %% ../nbs/33a_instance_sources.ipynb #8090850e
 def stands_out(saliency: np.ndarray, # float (h,w) in [0,1]
                how: str | float = "otsu", # "otsu", or how many times the mean
                ) -> np.ndarray: # bool (h,w)
@@ -114,7 +114,7 @@ def contrast_scores(saliency: np.ndarray, # float (h,w) in [0,1]
 
 def salient_instances(saliency: np.ndarray, # float (h,w) in [0,1]
                       how: str | float = "otsu", neck: float | None = .6, # as in stands_out and cut_apart
-                      smallest: float = .01, # of the picture: smaller ones are dropped
+                      smallest: float = .02, # of the picture: smaller ones are dropped
                       ) -> Instances: # of class 1
     "What stands out, cut into connected things, with a score each."
     parts = cut_apart(stands_out(saliency, how), neck)
@@ -124,7 +124,7 @@ def salient_instances(saliency: np.ndarray, # float (h,w) in [0,1]
     return nameless(masks, contrast_scores(saliency, masks))
 
 
-def saliency_source(how: str | float = "otsu", neck: float | None = .6, smallest: float = .01, # as in salient_instances
+def saliency_source(how: str | float = "otsu", neck: float | None = .6, smallest: float = .02, # as in salient_instances
                     saliency: Callable[[np.ndarray], np.ndarray] = robust_background, # image -> float (h,w) in [0,1]
                     supervision: str = "none beyond the picture", # of that saliency
                     ) -> Source:
@@ -143,7 +143,7 @@ def detector_source(detect: Callable[[np.ndarray], Instances], # of uint8 (h,w,3
         return nameless(found.masks, found.scores, found.boxes)
     return Source(name, supervision, find)
 
-# %% ../nbs/33a_instance_sources.ipynb #f1a1327e
+# %% ../nbs/33a_instance_sources.ipynb #7a7551a4
 COCO_DETECTOR = WeightFile("maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth", TORCHVISION + "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth", "bf2d0c1e")
 COCO_NAMES = 91   # outputs of torchvision's detector: background, COCO's ids 1…90
 
@@ -154,13 +154,12 @@ def coco_detector(weights: str | Path = "coco", # "coco", "random", or a file
                   ) -> torch.nn.Module:
     "torchvision's Mask R-CNN with ResNet-50 and a feature pyramid, for COCO's classes."
     from torchvision.models.detection import maskrcnn_resnet50_fpn
+    path = fetch(COCO_DETECTOR) if weights == "coco" else weights
+    tensors = None if weights == "random" else read_weights(path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=COCO_NAMES, min_size=size, max_size=2 * size, box_score_thresh=threshold)
-    if weights != "random":
-        path = fetch(COCO_DETECTOR) if weights == "coco" else weights
-        load_weights(network, read_weights(path), path)
-    return network.eval()
+    return (network if tensors is None else load_weights(network, tensors, path)).eval()
 
 
 def coco_source(weights: str | Path = "coco", # "coco", "random" for tests, or a file
@@ -290,18 +289,21 @@ def import_results(results: str | Path, # a list of detections, as COCO's server
         return nameless(masks, np.array([row["score"] for row in rows], float))
     return import_instances(found, data, path, source or Path(results).name, supervision or UNKNOWN.format(Path(results).name), limit)
 
-# %% ../nbs/33a_instance_sources.ipynb #e0a095d3
+# %% ../nbs/33a_instance_sources.ipynb #edc415d4
 def _array(folder: Path, image_id: str, name: str) -> np.ndarray:
     "One of S4Net's arrays of a picture, from ID.npz or from ID/NAME.npy; nothing is unpickled."
-    path, single = folder / f"{image_id}.npz", folder / image_id / f"{name}.npy"
+    both, single = folder / f"{image_id}.npz", folder / image_id / f"{name}.npy"
+    path = both if both.exists() else single
     mend = f"save it in S4Net's test loop: np.savez_compressed('{image_id}.npz', segmaps=segmaps, scores=cls_scores)"
-    check(path.exists() or single.exists(), f"{folder} has nothing of {image_id}", f"{path.name}, or {image_id}/{single.name}", mend)
+    check(path.exists(), f"{folder} has nothing of {image_id}", f"{both.name}, or {image_id}/{single.name}", mend)
     try:
-        with np.load(require_file(path if path.exists() else single, mend), allow_pickle=False) as file:
+        if path == single:
+            return np.load(require_file(path, mend), allow_pickle=False)
+        with np.load(require_file(path, mend), allow_pickle=False) as file:
             return file[name]
-    except (BadZipFile, DeflateError, OSError, EOFError, KeyError, ValueError, NotImplementedError, TypeError) as error:
+    except (BadZipFile, DeflateError, OSError, EOFError, KeyError, ValueError, IndexError, NotImplementedError, TypeError) as error:
         if isinstance(error, DataError): raise
-        raise DataError(f"{path if path.exists() else single} gives no {name} ({error}); expected plain arrays, a pickle is never opened. To mend it: {mend}") from None
+        raise DataError(f"{path} gives no {name} ({error}); expected plain arrays, a pickle is never opened. To mend it: {mend}") from None
 
 
 def read_s4net(folder: str | Path, # of ID.npz, or of ID/segmaps.npy and ID/scores.npy
