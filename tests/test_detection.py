@@ -6,8 +6,19 @@ import pytest
 import torch
 
 from wsss_nb.core import DataError
-from wsss_nb.detection import (DetectionPreset, DetectionSet, detect, detect_many, detection_losses, join_pictures, load_detector, milestones,
-                               save_detector, shown_size, train_detector)
+from wsss_nb.detection import (
+    DetectionPreset,
+    DetectionSet,
+    detect,
+    detect_many,
+    detection_losses,
+    join_pictures,
+    load_detector,
+    milestones,
+    save_detector,
+    shown_size,
+    train_detector,
+)
 from wsss_nb.networks import small
 from wsss_nb.rcnn import SmallPyramid, bare_rcnn, class_count, has_frozen_norms, mask_rcnn, new_name
 from wsss_nb.schedule import Training
