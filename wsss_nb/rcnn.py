@@ -27,7 +27,7 @@ from .weights import SOURCES, TORCHVISION, Source, fetch, load_weights, read_wei
 __all__ = ['COCO_DETECTOR', 'OLD_NAMES', 'CLASS_LAYERS', 'DETECTORS', 'SmallPyramid', 'small_rcnn', 'new_name', 'fill_detector',
            'resnet_rcnn', 'bare_rcnn', 'mask_rcnn', 'has_frozen_norms', 'class_count']
 
-# %% ../nbs/21b_mask_rcnn.ipynb #51cf3431
+# %% ../nbs/21b_mask_rcnn.ipynb #3752b125
 class SmallPyramid(nn.Module):
     "The small trunk of lesson 10a and two layers more, as three maps that see far (stride 16) and sharp (stride 4)."
 
@@ -48,7 +48,7 @@ class SmallPyramid(nn.Module):
         middle = self.body[3:](fine)
         return self.fpn(OrderedDict(zip("012", (fine, middle, self.deep(middle)))))
 
-
+# %% ../nbs/21b_mask_rcnn.ipynb #bcc9f74e
 def small_rcnn(n_classes: int, # C
                short: int = 112, # the shorter side of a picture is made this long
                frozen: bool = False, # has no meaning here: everything is trained
@@ -92,7 +92,7 @@ def fill_detector(network: MaskRCNN, # changed in place
     other = [name for name in tensors if name.startswith(CLASS_LAYERS) and name in own and tensors[name].shape != own[name].shape]
     return load_weights(network, tensors | {name: own[name] for name in other}, source)
 
-# %% ../nbs/21b_mask_rcnn.ipynb #2f4aed45
+# %% ../nbs/21b_mask_rcnn.ipynb #dcd16b05
 def resnet_rcnn(n_classes: int, # C
                 short: int = 800, # the shorter side of a picture is made this long
                 frozen: bool = False, # batch norms and the first layers keep the weights that will be filled in
@@ -102,7 +102,7 @@ def resnet_rcnn(n_classes: int, # C
                                   trainable_layers=3 if frozen else 5)
     return MaskRCNN(pyramid, 1 + n_classes, short, round(short * 5 / 3))
 
-
+# %% ../nbs/21b_mask_rcnn.ipynb #83abf8a2
 DETECTORS: dict[str, Callable[..., MaskRCNN]] = {"small": small_rcnn, "resnet50": resnet_rcnn}
 
 
