@@ -1,7 +1,5 @@
-"""Lesson 33a: sources of instances, a search that survives being killed, and other programs' detections."""
-import json
+"""Lesson 33a: sources of instances, and a search that survives being killed."""
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -14,28 +12,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from pycocotools import mask as pycoco
 
 from wsss_nb.core import DataError, generator
+from wsss_nb.detection import detect
 from wsss_nb.instance_sources import (
     Source,
-    coco_detector,
     coco_source,
     contrast_scores,
     cut_apart,
     detector_source,
     find_instances,
-    import_results,
-    import_s4net,
+    fingerprint,
     nameless,
-    read_s4net,
     saliency_source,
     salient_instances,
     solid,
     stands_out,
 )
 from wsss_nb.instances import read_instances
-from wsss_nb.tagged import Instances, TaggedImages, mask_boxes
+from wsss_nb.rcnn import mask_rcnn
+from wsss_nb.tagged import Instances, TaggedImages
 
 
 def picture(k: int) -> np.ndarray:
@@ -275,138 +271,42 @@ def test_names_tell_settings_apart():
 
 # ---- detectors
 
-def test_a_detectors_classes_are_thrown_away():
-    """Masks, boxes and scores stay."""
-    masks = np.ones((2, 4, 6), bool)
-    known = Instances(masks, mask_boxes(masks), np.array([3, 7]), np.array([.4, .9]))
-    found = detector_source(lambda image: known, "mine")(np.zeros((4, 6, 3), np.uint8))
-    assert found.classes.tolist() == [1, 1] and found.scores.tolist() == [.9, .4]
-    assert "other classes" in detector_source(lambda image: known, "mine").supervision
+def test_a_detectors_classes_are_thrown_away(monkeypatch):
+    """Masks, boxes and scores stay; the name tells networks and thresholds apart."""
+    masks, asked = np.ones((2, 4, 6), bool), []
+    known = Instances(masks, np.array([[0., 1, 5, 4], [1, 0, 6, 3]]), np.array([3, 7]), np.array([.4, .9]))
+    monkeypatch.setattr("wsss_nb.instance_sources.detect", lambda network, image, threshold, limit: asked.append((network, threshold, limit)) or known)
+    one, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    one.name = other.name = "small"
+    source = detector_source(one, threshold=.3, limit=7)
+    found = source(np.zeros((4, 6, 3), np.uint8))
+    assert found.classes.tolist() == [1, 1] and found.scores.tolist() == [.9, .4] and found.boxes.tolist() == [[1, 0, 6, 3], [0, 1, 5, 4]]
+    assert asked == [(one, .3, 7)] and "other classes" in source.supervision
+    assert len({source.name, detector_source(one).name, detector_source(other).name}) == 3
+    same_weights = torch.nn.Linear(2, 2)
+    same_weights.load_state_dict(one.state_dict())
+    assert fingerprint(same_weights) == fingerprint(one) != fingerprint(other)
 
 
-def test_cocos_detector_runs_without_its_weights(tmp_path, monkeypatch):
-    """Random weights find rubbish of the right form, from which the plainest suppression keeps the same; another file is refused."""
+def test_cocos_detector_runs_without_its_weights(tmp_path):
+    """Random weights find rubbish of the right form, of which the plainest suppression keeps the same; other files are refused."""
     image = generator(0, "photo").integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    network = coco_detector("random", size=64, threshold=0.)
-    with monkeypatch.context() as patch:                         # built once: it takes a second
-        patch.setattr("wsss_nb.instance_sources.coco_detector", lambda *settings: network)
-        source = coco_source("random", threshold=0., overlap=.5, size=64)
-    found = source(image)
-    assert 0 < len(found) <= 100 and found.masks.shape[1:] == (60, 80) and set(found.classes) == {1} and source.supervision == "masks of 80 COCO classes"
-    assert network.training is False
-    with torch.inference_mode():
-        raw = network([torch.from_numpy(image.copy()).permute(2, 0, 1) / 255.])[0]
-    assert found.scores[0] == pytest.approx(raw["scores"].max().item()) and len(found) <= len(raw["scores"])
-    boxes, kept = raw["boxes"].numpy(), []                       # suppression by the plainest loop: the better first, whatever their classes
-    iou = lambda a, b: (lambda i: i / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - i))(
-        max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1])))
-    for k in np.argsort(-raw["scores"].numpy(), kind="stable"):
-        if all(iou(boxes[k], boxes[j]) <= .5 for j in kept):
+    with pytest.MonkeyPatch.context() as patch:                    # all that is found before two of one thing are made one
+        networks = []
+        patch.setattr("wsss_nb.instance_sources.mask_rcnn", lambda *settings: networks.append(mask_rcnn(*settings)) or networks[0])
+        source = coco_source("random", threshold=0., overlap=.3, short=64)
+    found, raw = source(image), detect(networks[0], image, 0.)
+    assert networks[0].training is False and source.supervision == "masks of 80 COCO classes"
+    assert found.masks.shape[1:] == (60, 80) and set(found.classes) == {1} and 0 < len(found) < len(raw)
+    area = lambda box: (box[2] - box[0]) * (box[3] - box[1])
+    both = lambda a, b: max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    kept = []
+    for k in np.argsort(-raw.scores, kind="stable"):
+        if all(both(raw.boxes[k], raw.boxes[j]) <= .3 * (area(raw.boxes[k]) + area(raw.boxes[j]) - both(raw.boxes[k], raw.boxes[j])) for j in kept):
             kept.append(k)
-    masks = (raw["masks"][kept, 0] > .5).numpy()
-    assert len(found) == masks.any((1, 2)).sum()
-    torch.save({"only": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(DataError, match="of another network"):
-        coco_source(tmp_path / "other.pth", size=64)
+    assert np.array_equal(found.masks, raw.masks[kept]) and np.array_equal(found.scores, raw.scores[kept])
     with pytest.raises(DataError, match="does not exist"):
-        coco_source(tmp_path / "nowhere.pth", size=64)
-
-
-# ---- importers
-
-def coded(mask: np.ndarray) -> dict:
-    """What COCO's program writes."""
-    code = pycoco.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": code["size"], "counts": code["counts"].decode()}
-
-
-def block(top: int, left: int) -> np.ndarray:
-    """A 5×6 block."""
-    mask = np.zeros((30, 40), bool)
-    mask[top:top + 5, left:left + 6] = True
-    return mask
-
-
-def test_cocos_results_are_read(data, tmp_path):
-    """By id or by COCO's number, polygons too; classes thrown away, the rest of the pictures kept, best first."""
-    rows = [{"image_id": data.ids[1], "category_id": 17, "segmentation": coded(block(2, 3)), "score": .3, "bbox": [0, 0, 1, 1]},
-            {"image_id": 1, "category_id": 3, "segmentation": coded(block(9, 9)), "score": .8},
-            {"image_id": 4, "category_id": 1, "segmentation": [[5, 5, 15, 5, 15, 20, 5, 20]], "score": .05}]
-    (tmp_path / "results.json").write_text(json.dumps(rows))
-    stored = import_results(tmp_path / "results.json", data, tmp_path / "found.json")
-    assert (stored.ids, stored.source, stored.supervision) == (data.ids, "results.json", "unknown: stored detections from results.json")
-    assert [len(stored(i)) for i in data.ids] == [0, 2, 0, 0, 1, 0]
-    one = stored(data.ids[1])
-    assert np.array_equal(one.masks, [block(9, 9), block(2, 3)]) and one.boxes.tolist() == [[9, 9, 15, 14], [3, 2, 9, 7]] and one.scores.tolist() == [.8, .3]
-    assert stored(data.ids[4]).masks.sum() == 150
-    few = import_results(tmp_path / "results.json", data, tmp_path / "few.json", "mine", "masks of 80 classes", threshold=.5)
-    assert [len(few(i)) for i in data.ids] == [0, 1, 0, 0, 0, 0] and (few.source, few.supervision) == ("mine", "masks of 80 classes")
-
-
-@pytest.mark.parametrize("rows, says", [
-    ({"images": []}, "holds dict"), ([{"image_id": 99, "score": 1, "segmentation": []}], "is of image 99"), ([{"image_id": 1}], "no list of detections"),
-    ([{"image_id": 1, "score": float("nan"), "segmentation": []}], "score nan"), ([{"image_id": 1, "score": "high", "segmentation": []}], "no list of detections"),
-    ([{"image_id": 1, "score": 1}], "no list of detections"), ([{"image_id": 1, "score": 1, "segmentation": {"size": [40, 30], "counts": "0"}}], "is coded for size"), (["cow"], "no list of detections")])
-def test_damaged_results_are_refused(data, tmp_path, rows, says):
-    """And nothing is written."""
-    (tmp_path / "results.json").write_text(json.dumps(rows))
-    with pytest.raises(DataError, match=says):
-        import_results(tmp_path / "results.json", data, tmp_path / "found.json")
-    assert not (tmp_path / "found.json").exists()
-
-
-def test_ids_that_end_alike_are_not_guessed(tmp_path):
-    """Number 1 of 2007 or of 2008?"""
-    data = TaggedImages(("block",), ("2007_000001", "2008_000001"), np.ones((2, 1), bool), lambda i: tmp_path / i)
-    (tmp_path / "results.json").write_text(json.dumps([{"image_id": 1, "score": 1, "segmentation": []}]))
-    with pytest.raises(DataError, match="two ids end in one number"):
-        import_results(tmp_path / "results.json", data, tmp_path / "found.json")
-
-
-def s4net_arrays(k: int) -> dict[str, np.ndarray]:
-    """Maps and scores of four detections, as its test loop holds them: only two have a score above .4."""
-    rng = generator(0, "s4net", k)
-    segmaps = np.stack([block(2, 3), block(9, 9), block(20, 20), block(1, 30)]) * np.array([.9, .6, .8, .9])[:, None, None]
-    return {"segmaps": segmaps, "scores": np.array([.5, .95, .4, .1], np.float32), "gt_masks": rng.random((1, 30, 40)), "img": picture(k)[..., ::-1]}
-
-
-@pytest.mark.parametrize("form", ["npz", "npy"])
-def test_s4nets_arrays_are_read(data, tmp_path, form):
-    """Score above .4, map above .5, as its own program has it; what people drew is not even opened."""
-    for k, i in enumerate(data.ids):
-        arrays = s4net_arrays(k)
-        if form == "npz":
-            np.savez(tmp_path / f"{i}.npz", **arrays | {"gt_masks": np.array([object()])})        # opening it would raise
-        else:
-            (tmp_path / i).mkdir()
-            for name in ("segmaps", "scores"):
-                np.save(tmp_path / i / f"{name}.npy", arrays[name])
-    stored = import_s4net(tmp_path, data, tmp_path / "found.json")
-    assert stored.ids == data.ids and "salient instances of other pictures" in stored.supervision
-    for i in data.ids:
-        assert np.array_equal(stored(i).masks, [block(9, 9), block(2, 3)]) and stored(i).scores.tolist() == [np.float32(.95), .5]
-    assert len(read_s4net(tmp_path, data.ids[0], threshold=0., level=.7)) == 4
-    assert [m.any() for m in read_s4net(tmp_path, data.ids[0], threshold=0., level=.7).masks] == [True, False, True, True]
-
-
-def test_pickles_are_not_opened(data, tmp_path):
-    """A pickle may run any program; a record saved whole, or under the right name, is refused unread."""
-    class Trap:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "sprung"),)
-    with pytest.raises(DataError, match="has nothing of"):
-        import_s4net(tmp_path, data, tmp_path / "found.json")
-    harms = (lambda path: path.write_bytes(pickle.dumps({"segmaps": Trap()})),
-             lambda path: np.savez(path, segmaps=np.array([Trap()], object), scores=np.ones(1)),
-             lambda path: np.savez(path, **s4net_arrays(0) | {"segmaps": np.zeros((2, 30, 40))}),
-             lambda path: np.savez(path, **s4net_arrays(0) | {"scores": np.array([1, np.nan, 1, 1])}),
-             lambda path: np.savez(path, scores=np.ones(1)), lambda path: path.write_bytes(b"PK"), lambda path: path.write_bytes(b""),
-             lambda path: np.savez(path, **s4net_arrays(0) | {"segmaps": np.ones((4, 40, 30))}))
-    for harm, says in zip(harms, ("never opened", "never opened", "expected floats", "NaN or infinity", "gives no segmaps", "gives no segmaps", "zero bytes", r"expected their image's \(30, 40\)")):
-        harm(tmp_path / f"{data.ids[0]}.npz")
-        with pytest.raises(DataError, match=says):
-            import_s4net(tmp_path, data, tmp_path / "found.json")
-    assert not (tmp_path / "sprung").exists() and not (tmp_path / "found.json").exists()
+        coco_source(tmp_path / "nowhere.pth", short=64)
 
 
 def test_stored_sources_are_read_back(data, tmp_path):

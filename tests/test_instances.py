@@ -1,4 +1,4 @@
-"""Lesson 33: masks as text, instances on disk, proxy masks, and how many objects were found."""
+"""Lessons 03c and 33: masks as text, instances on disk, proxy masks."""
 import json
 import os
 import pickle
@@ -13,18 +13,8 @@ from pycocotools.coco import COCO
 
 from wsss_nb.coco import CocoReader, decode_runs, paint_instances, read_instances_json, unpack_counts
 from wsss_nb.core import DataError, generator
-from wsss_nb.instances import (
-    encode_mask,
-    mask_overlaps,
-    match,
-    pack_counts,
-    proxy_mask,
-    read_instances,
-    run_lengths,
-    source_quality,
-    with_tags,
-    write_instances,
-)
+from wsss_nb.instances import proxy_mask, read_instances, with_tags, write_instances
+from wsss_nb.packing import encode_mask, pack_counts, run_lengths
 from wsss_nb.tagged import Instances, TaggedImages, mask_boxes
 
 CLASSES, SOURCE, SUPERVISION = ("boat", "cow"), "by hand", "none beyond the picture"
@@ -287,35 +277,3 @@ def test_proxy_masks_equal_a_loop_over_pixels(key):
         assert S[y, x] == (found.classes[max(there, key=lambda k: found.scores[k])] if there else 0)
     even = some_instances(5, 13, 11, key, scores=np.full(5, .5))
     assert np.array_equal(proxy_mask(even, (13, 11)), paint_instances(even, (13, 11)))
-
-
-def test_overlaps_are_cocos():
-    """COCO's program says the same of run lengths; nothing overlaps nothing."""
-    a, b = some_masks(4, 30, 40, 1), some_masks(3, 30, 40, 2)
-    coded = [[pycoco.encode(np.asfortranarray(m.astype(np.uint8))) for m in masks] for masks in (a, b)]
-    np.testing.assert_allclose(mask_overlaps(a, b), pycoco.iou(*coded, [0] * 3))
-    assert mask_overlaps(a[:0], b).shape == (0, 3) and mask_overlaps(a, b[:0]).shape == (4, 0)
-    assert mask_overlaps(np.zeros((1, 2, 2), bool), np.zeros((1, 2, 2), bool)).tolist() == [[0]]
-
-
-def test_matching_by_hand():
-    """The higher score chooses first; an object is found once; .5 is enough."""
-    overlaps = np.array([[.6, .7], [.55, .9], [.5, .2]])
-    assert match(overlaps, np.array([.2, .9, .1])).tolist() == [0, 1, -1]
-    assert match(overlaps, np.array([.9, .2, .1])).tolist() == [1, 0, -1]
-    assert match(overlaps, np.array([.1, .2, .9])).tolist() == [-1, 1, 0]
-    assert match(np.zeros((2, 0)), np.array([.1, .2])).tolist() == [-1, -1]
-
-
-def test_quality_by_hand(tmp_path):
-    """Two pictures, three objects; four instances of which two are objects; unknown pixels do not count."""
-    row = lambda *spans: np.array([[[a <= x < b for x in range(10)]] for a, b in spans], bool).reshape(-1, 1, 10)
-    truth = {"a": row((0, 4), (6, 10)), "b": row((2, 4))}
-    found = {"a": row((0, 5), (6, 7), (0, 10)), "b": row((2, 9))}    # overlaps 4/5, 1/4, 4/10; of b 2/2, for 4…9 is unknown
-    whole = lambda masks: Instances(masks, mask_boxes(masks), np.ones(len(masks), np.int64), np.linspace(1, .5, len(masks)))
-    mask = np.zeros((1, 10), np.uint8)
-    unknown = np.array([[0] * 4 + [255] * 6], np.uint8)
-    data = TaggedImages(("object",), ("a", "b"), np.ones((2, 1), bool), lambda i: tmp_path / i, lambda i: unknown if i == "b" else mask, lambda i: whole(truth[i]))
-    assert source_quality(lambda i: whole(found[i]), data) == pytest.approx(dict(recall=2 / 3, precision=2 / 4, overlap=(4 / 5 + 4 / 10 + 1) / 3, found=2, true=1.5))
-    assert source_quality(lambda i: whole(truth[i]), data) == pytest.approx(dict(recall=1, precision=1, overlap=1, found=1.5, true=1.5))
-    assert source_quality(lambda i: whole(truth[i][:0]), data) == dict(recall=0, precision=0, overlap=0, found=0, true=1.5)
