@@ -108,7 +108,7 @@ def price_range(choices: Choices,
     low, high = closer(low, price, -1), closer(high, price, 1)
     return low, high, settle(choices, low, high, slack, alive)
 
-# %% ../nbs/34c_assignment.ipynb #51ab0729
+# %% ../nbs/34c_assignment.ipynb #ed5249ea
 @dataclass(frozen=True)
 class Assignment:
     "Tags for instances, what they earn, and the proof of how good that is."
@@ -134,7 +134,8 @@ def assign_tags(W: sparse.sparray | np.ndarray, # (n,n), symmetric, from `simila
                 time_limit: float | None = None, # seconds; then the best tagging so far, with its honest gap
                 ) -> Assignment:
     "The tagging of all instances that earns most, with a proven bound (salient eq. 6, 7, 8). CPU."
-    began, W = time.perf_counter(), check_problem(W, attention, keywords, beta)
+    began, attention, keywords = time.perf_counter(), np.asarray(attention), np.asarray(keywords)
+    W = check_problem(W, attention, keywords, beta)
     check(gap >= 0 and (time_limit is None or time_limit >= 0), f"gap is {gap}, time_limit {time_limit}", "0 or more", "leave them out for the optimum")
     noise = noise_of(retention, keywords)
     choices = choices_of(W, attention, keywords, beta, noise is not None)

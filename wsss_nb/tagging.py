@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ['NOISE', 'earnings', 'check_problem', 'Choices', 'choices_of', 'compiled', 'settle', 'Core', 'core_of', 'solver',
            'program', 'Solved', 'solve']
 
-# %% ../nbs/34a_tagging.ipynb #81d38dd0
+# %% ../nbs/34a_tagging.ipynb #a495a01f
 NOISE = 0   # the tag of an instance that shows no class: the paper's category 0
 
 
@@ -36,7 +36,7 @@ def earnings(W: sparse.sparray | np.ndarray, # (n,n), symmetric, nobody linked t
     "What a tagging earns: a link twice where both ends agree on a class, and beta times the attention of each tag (salient eq. 6–8)."
     links, kept = sparse.coo_array(W), np.flatnonzero(tag != NOISE)
     agree = (tag[links.row] == tag[links.col]) & (tag[links.row] != NOISE)
-    return float(links.data[agree].sum() + beta * attention[kept, tag[kept] - 1].sum())
+    return float(links.data[agree].sum() + beta * attention[kept, tag[kept] - 1].sum(dtype=float))
 
 # %% ../nbs/34a_tagging.ipynb #218d8b7c
 def check_problem(W: sparse.sparray | np.ndarray, # (n,n)
@@ -63,7 +63,7 @@ def check_problem(W: sparse.sparray | np.ndarray, # (n,n)
     check(not uneven.nnz or uneven.max() <= 1e-5 * W.max(), "the graph W is not symmetric", "W[i, j] = W[j, i]", "W.maximum(W.T) keeps a link that either end chose")
     return sparse.csr_array((W + W.T) / 2) if uneven.nnz else W
 
-# %% ../nbs/34a_tagging.ipynb #6ed1885f
+# %% ../nbs/34a_tagging.ipynb #da12f6b8
 class Choices(NamedTuple):
     "A problem as flat lists: instance i may have the tags label[start[i]:start[i+1]], and has the links pointer[i]…pointer[i+1]."
     start: np.ndarray # int64 (n+1,)
@@ -91,7 +91,7 @@ def choices_of(W: sparse.csr_array, # from `check_problem`
     "The lists of a problem."
     allowed = np.concatenate([noise | ~keywords.any(1, keepdims=True), keywords], 1)
     row, label = allowed.nonzero()
-    worth = np.where(label == NOISE, 0., beta * attention[row, np.maximum(label, 1) - 1])
+    worth = np.where(label == NOISE, 0., beta * attention[row, np.maximum(label, 1) - 1].astype(float))
     start = np.concatenate([[0], allowed.sum(1).cumsum()])
     return Choices(start, label, worth, W.indptr.astype(np.int64), W.indices.astype(np.int64), 2 * W.data)
 
