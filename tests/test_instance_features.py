@@ -12,15 +12,24 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from wsss_nb.attention import attention_map, boxes_within, instance_attention, mask_attention, score_maps
-from wsss_nb.centres import (FEATURE_PRESETS, FeatureNetwork, FeaturePreset, centre_loss, cosine_distance, feature_network, load_features, move_centres,
-                             random_side, save_features, train_features)
+from wsss_nb.centres import (
+    FEATURE_PRESETS,
+    FeatureNetwork,
+    centre_loss,
+    cosine_distance,
+    feature_network,
+    load_features,
+    move_centres,
+    random_side,
+    save_features,
+    train_features,
+)
 from wsss_nb.core import DataError
-from wsss_nb.instance_features import embed_crops, features_of, instance_crops, instance_features
+from wsss_nb.instance_features import features_of, instance_crops, instance_features
 from wsss_nb.networks import small
 from wsss_nb.pretraining import class_folders, new_network
 from wsss_nb.schedule import Training
 from wsss_nb.tagged import Sample, mask_boxes
-from wsss_nb.transforms import IMAGENET_MEAN
 from wsss_nb.voc import voc_folder
 
 TINY = replace(FEATURE_PRESETS["salient/features-toy"], training=Training(epochs=2, batch_size=4, learning_rate=.01, warm_up=0), size=24, low=20, high=30)
@@ -119,10 +128,10 @@ def test_attention_equals_the_naive_loop(seed, h, w, whole, coarse):
 
 
 def test_attention_of_a_large_map_is_exact():
-    """An integral image in float32 would lose digits: a late pixel of a large map comes out as it is."""
+    """A late pixel of a large map comes out as it is, and so does the mean of all; sums of an integral image in float32 would lose digits."""
     A = torch.rand(1, 900, 900, generator=torch.Generator().manual_seed(0))
     boxes = np.array([[898, 899, 899, 900], [0, 0, 900, 900]])
-    np.testing.assert_allclose(instance_attention(A, boxes)[:, 0], [float(A[0, 899, 898]), float(A.double().mean())], atol=1e-7)
+    np.testing.assert_allclose(instance_attention(A, boxes)[:, 0], [float(A[0, 899, 898]), float(A.double().mean())], atol=2e-7)
 
 
 def test_a_mean_over_masks():

@@ -26,7 +26,7 @@ from .toyvoc import make_pretraining_set
 # %% auto #0
 __all__ = ['instance_crops', 'embed_crops', 'instance_features', 'features_of', 'toy_things', 'toy_features']
 
-# %% ../nbs/33d_features.ipynb #cfd1191d
+# %% ../nbs/33d_features.ipynb #927b583b
 def instance_crops(network: Classifier,
                    image: np.ndarray, # uint8 (h,w,3)
                    boxes: np.ndarray | Tensor, # (n,4): left, top, right, bottom; the last two are exclusive
@@ -47,7 +47,7 @@ def instance_crops(network: Classifier,
         crops[k] = F.interpolate(seen[None], (size, size), mode="bilinear", align_corners=False, antialias=True)[0]
     return crops
 
-
+# %% ../nbs/33d_features.ipynb #39e7351a
 def embed_crops(network: Classifier,
                 crops: Tensor, # float (n,3,s,s), normalised
                 batch: int = 64, # crops at a time
