@@ -138,7 +138,7 @@ def toy_voc(n_train: int = 600, n_val: int = 150, seed: int = 0,
     with alone(path):
         return make_toyvoc(path, n_train, n_val, seed)   # does nothing when all is there
 
-# %% ../nbs/10e_pretraining.ipynb #156c9c02
+# %% ../nbs/10e_pretraining.ipynb #1eb36b51
 def class_folders(root: str | Path, # holds SPLIT/CLASS/ID.jpg, as ImageNet does
                   split: str = "train",
                   ) -> TaggedImages:
@@ -148,7 +148,9 @@ def class_folders(root: str | Path, # holds SPLIT/CLASS/ID.jpg, as ImageNet does
     classes = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
     files = {f"{c}_{stem}": folder / c / name for c in classes for stem, name in sorted(list_pictures(folder / c).items())}
     check(bool(files), f"{folder} holds no pictures in folders", "CLASS/ID.jpg", "make_pretraining_set writes them")
-    return TaggedImages(classes, tuple(files), np.array([[path.parent.name == c for c in classes] for path in files.values()]), files.__getitem__)
+    place = {c: k for k, c in enumerate(classes)}   # ImageNet has a million files: one comparison each, not one for each class
+    labels = np.array([place[path.parent.name] for path in files.values()])
+    return TaggedImages(classes, tuple(files), labels[:, None] == np.arange(len(classes)), files.__getitem__)
 
 # %% ../nbs/10e_pretraining.ipynb #8ce5c789
 TOY_PRETRAINING = Preset(Training(epochs=8, batch_size=32, learning_rate=2e-3, weight_decay=.01, optimiser="adamw", warm_up=60, channels_last=True),
