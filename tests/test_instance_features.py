@@ -1,8 +1,10 @@
 """Attention of instances, features with centres, and features of instances: naive loops, hand-worked numbers, bad input."""
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -262,6 +264,18 @@ def test_wrong_labels_features_and_steps():
         centre_loss(f, torch.tensor([0, 1]), torch.rand(4, 2))
 
 
+def test_several_processes_move_centres_by_the_whole_batch(monkeypatch):
+    """Each has half of the batch; the sums and numbers of both are added up, as all_reduce does (here by hand)."""
+    import wsss_nb.centres as module
+    g = torch.Generator().manual_seed(0)
+    centres, features, labels = torch.randn(3, 4, generator=g), torch.randn(6, 4, generator=g), torch.tensor([0, 0, 1, 0, 2, 2])
+    expected, mine, other = move_centres(centres, features, labels), slice(0, 4), slice(4, 6)
+    theirs = [torch.zeros(3, 4).index_add_(0, labels[other], features[other]), torch.tensor([[0.], [0], [2]])]
+    monkeypatch.setattr(module.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(module.dist, "all_reduce", lambda value: value.add_(theirs.pop(0)))
+    torch.testing.assert_close(move_centres(centres, features[mine], labels[mine]), expected)
+
+
 # ---- training -----------------------------------------------------------------------------------------------------------
 
 def trained(things, preset=TINY, folder=None, **options):
@@ -456,3 +470,41 @@ def test_a_data_set_is_its_pictures(classifier, toyvoc, masked):
         rows.append(instance_features(classifier, data.image(i), found.boxes, 24, found.masks if masked else None))
     torch.testing.assert_close(features_of(classifier, data, data.read_instances, 24, masked, batch=4), torch.cat(rows), atol=1e-5, rtol=1e-4)
     assert features_of(classifier, data.subset([]), data.read_instances, 24).shape == (0, 64)
+
+
+def test_the_toy_network_is_trained_once(things, tmp_path, monkeypatch):
+    """The second call loads what the first one wrote; another preset is another file."""
+    import wsss_nb.instance_features as module
+    calls, classes = [], things.classes
+    monkeypatch.setattr(module, "toy_things", lambda **_: calls.append("drawn"))
+    monkeypatch.setattr(module, "class_folders", lambda _: things)
+    monkeypatch.setattr(module, "toy_pretrained", lambda **_: new_network("small", classes, 5))
+    quick = replace(TINY, training=replace(TINY.training, iterations=2))
+    first, second = (module.toy_features(folder=tmp_path, preset=quick) for _ in range(2))
+    assert calls == ["drawn"] and torch.equal(first.centres, second.centres) and first.centres.any() and not first.training
+    module.toy_features(folder=tmp_path, preset=replace(quick, alpha=.25))
+    assert len(calls) == 2 and len(list(tmp_path.glob("features_*.pt"))) == 2
+
+
+# ---- the command --------------------------------------------------------------------------------------------------------
+
+def command(*arguments):
+    """Run data_scripts/train_features.py in this process."""
+    path = Path(__file__).parents[1] / "data_scripts/train_features.py"
+    spec = importlib.util.spec_from_file_location("train_features_command", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main([str(a) for a in arguments])
+
+
+def test_the_command_writes_a_file_and_goes_on(things, tmp_path, capsys):
+    """Any folder of class folders; a finished run is not run again; the file is whole and holds no code."""
+    images = things.image_file(things.ids[0]).parents[2]
+    call = ("--images", images, "--out", tmp_path / "f.pt", "--preset", "salient/features-toy", "--epochs", 1, "--batch-size", 4, "--device", "cpu")
+    command(*call)
+    log, first = (tmp_path / "f.pt.run/log.jsonl").read_text(), load_features(tmp_path / "f.pt")
+    command(*call)
+    assert (tmp_path / "f.pt.run/log.jsonl").read_text() == log and "3 classes" in capsys.readouterr().out
+    assert first.classes == things.classes and torch.equal(first.centres, load_features(tmp_path / "f.pt").centres)
+    with pytest.raises(DataError, match="does not exist"):
+        command("--images", tmp_path / "nowhere", "--out", tmp_path / "g.pt")
