@@ -8,19 +8,17 @@ import torch
 from wsss_nb.core import DataError
 from wsss_nb.detection import (
     DetectionPreset,
-    DetectionSet,
     detect,
     detect_many,
     detection_losses,
+    detection_set,
     join_pictures,
-    load_detector,
     milestones,
-    save_detector,
     shown_size,
     train_detector,
 )
 from wsss_nb.networks import small
-from wsss_nb.rcnn import SmallPyramid, bare_rcnn, class_count, has_frozen_norms, mask_rcnn, new_name
+from wsss_nb.rcnn import SmallPyramid, bare_rcnn, class_count, has_frozen_norms, load_detector, mask_rcnn, new_name, save_detector
 from wsss_nb.schedule import Training
 from wsss_nb.tagged import Instances
 from wsss_nb.voc import voc_folder
@@ -61,7 +59,7 @@ def test_pyramid_is_the_small_trunk_at_every_second_place():
 def test_boxes_follow_masks(pictures):
     """After any scale and mirror, each box is the smallest around its mask, counted pixel by pixel."""
     shown, network = 0, new()
-    views = DetectionSet(pictures, pictures.read_instances, network, TINY)
+    views = detection_set(pictures, pictures.read_instances, network, TINY)
     for epoch in range(3):
         for i in range(len(pictures)):
             name, image, target = views[epoch, i]
@@ -86,7 +84,7 @@ def test_masks_follow_the_picture():
         def image(self, i):
             return image
     data = Fake(("thing",), ("a",), np.ones((1, 1), bool), None)
-    views = DetectionSet(data, lambda i: Instances(mask, np.array([[5., 10, 35, 40]]), np.array([1])), new(1), TINY)
+    views = detection_set(data, lambda i: Instances(mask, np.array([[5., 10, 35, 40]]), np.array([1])), new(1), TINY)
     mirrored = set()
     for epoch in range(8):
         _, picture, target = views[epoch, 0]
@@ -99,7 +97,7 @@ def test_masks_follow_the_picture():
 
 def test_views_depend_on_seed_epoch_and_place_alone(pictures):
     """Asked twice, in another order, the same view comes back; another epoch gives another."""
-    views = DetectionSet(pictures, pictures.read_instances, new(), TINY, seed=3)
+    views = detection_set(pictures, pictures.read_instances, new(), TINY, seed=3)
     first = views[1, 2]
     views[0, 1]
     torch.testing.assert_close(views[1, 2][1], first[1])
@@ -108,7 +106,7 @@ def test_views_depend_on_seed_epoch_and_place_alone(pictures):
 
 def test_batch_pads_and_moves(pictures):
     """Pictures of several sizes lie in one corner; the rest is 0; `to` keeps everything."""
-    views = DetectionSet(pictures, pictures.read_instances, new(), TINY)
+    views = detection_set(pictures, pictures.read_instances, new(), TINY)
     items = [views[0, i] for i in range(4)]
     batch = join_pictures(items, 16).to("cpu")
     assert len(batch) == 4 and batch.ids == tuple(item[0] for item in items) and batch.image.shape[2] % 16 == batch.image.shape[3] % 16 == 0
@@ -131,7 +129,7 @@ def test_milestones_are_detectrons():
 def test_pictures_without_objects_are_learned_from(pictures):
     """A batch of none has finite losses and a gradient."""
     network = new().train()
-    views = DetectionSet(pictures, nothing(pictures), network, TINY)
+    views = detection_set(pictures, nothing(pictures), network, TINY)
     losses = detection_losses(network, join_pictures([views[0, i] for i in range(2)], 16))
     assert set(losses) == {"objectness", "rpn_box_reg", "classifier", "box_reg", "mask"}
     sum(losses.values()).backward()
@@ -148,7 +146,7 @@ def test_training_goes_on_exactly(pictures, tmp_path):
     part = new()
     facts = {"low": .5, "high": 1.2, "mirror": True, "short": 48}
     part.classes = pictures.classes
-    fit(part, DetectionSet(pictures, pictures.read_instances, part, TINY), partial(detection_losses, part), TINY.training, tmp_path / "part", "cpu",
+    fit(part, detection_set(pictures, pictures.read_instances, part, TINY), partial(detection_losses, part), TINY.training, tmp_path / "part", "cpu",
         facts=facts, join=partial(join_pictures, divisor=16), stop_after=2)
     again = new(seed=5)
     train_detector(pictures, pictures.read_instances, again, TINY, tmp_path / "part", device="cpu")
@@ -161,7 +159,7 @@ def test_one_class_takes_any_object_and_crowds_are_left_out(pictures):
     def crowded(image_id):
         found = pictures.read_instances(image_id)
         return replace(found, crowd=np.arange(len(found)) == 0)
-    _, _, target = DetectionSet(pictures, crowded, new(1), replace(TINY, low=1., high=1.))[0, 0]
+    _, _, target = detection_set(pictures, crowded, new(1), replace(TINY, low=1., high=1.))[0, 0]
     assert set(target["labels"].tolist()) <= {1} and len(target["labels"]) == len(pictures.instances(0)) - 1
 
 
@@ -232,8 +230,8 @@ def test_resnet_body_takes_a_classifiers_weights(tmp_path):
 
 @pytest.mark.parametrize(("wrong", "said"), [
     (lambda d, n: train_detector(d, d.read_instances, new(4), TINY), "tells 4 classes"),
-    (lambda d, n: DetectionSet(d, lambda i: replace(d.read_instances(i), masks=d.read_instances(i).masks[:, :9]), n, TINY)[0, 0], "the picture's"),
-    (lambda d, n: DetectionSet(d, lambda i: replace(d.read_instances(i), classes=d.read_instances(i).classes + 6), n, TINY)[0, 0], "has class"),
+    (lambda d, n: detection_set(d, lambda i: replace(d.read_instances(i), masks=d.read_instances(i).masks[:, :9]), n, TINY)[0, 0], "the picture's"),
+    (lambda d, n: detection_set(d, lambda i: replace(d.read_instances(i), classes=d.read_instances(i).classes + 6), n, TINY)[0, 0], "has class"),
     (lambda d, n: detect(n, np.zeros((9, 9))), "uint8"),
     (lambda d, n: mask_rcnn("tiny", 2), "no detector 'tiny'"),
     (lambda d, n: mask_rcnn("small", 0), "n_classes"),

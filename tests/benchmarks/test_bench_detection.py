@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from wsss_nb.core import generator
-from wsss_nb.detection import COCO_1X, TOY_DETECTOR, DetectionSet, detect, detect_many, detection_losses, join_pictures
+from wsss_nb.detection import COCO_1X, TOY_DETECTOR, detect, detect_many, detection_losses, detection_set, join_pictures
 from wsss_nb.rcnn import bare_rcnn
 from wsss_nb.tagged import Instances, TaggedImages, mask_boxes
 
@@ -39,7 +39,7 @@ def drawn(n, size, n_classes):
 
 def batches_of(data, network, preset, batch):
     """The batches of an epoch, read ahead so that only the network is timed, and the seconds a picture took to read."""
-    pictures = DetectionSet(data, data.proxies, network, preset)
+    pictures = detection_set(data, data.proxies, network, preset)
     start = time.perf_counter()
     items = [pictures[0, i] for i in range(len(data))]
     seconds = (time.perf_counter() - start) / len(data)
