@@ -31,7 +31,7 @@ from wsss_nb.instance_features import features_of, instance_crops, instance_feat
 from wsss_nb.networks import small
 from wsss_nb.pretraining import class_folders, new_network
 from wsss_nb.schedule import Training
-from wsss_nb.tagged import Sample, mask_boxes
+from wsss_nb.tagged import Instances, Sample, mask_boxes
 from wsss_nb.voc import voc_folder
 
 TINY = replace(FEATURE_PRESETS["salient/features-toy"], training=Training(epochs=2, batch_size=4, learning_rate=.01, warm_up=0), size=24, low=20, high=30)
@@ -470,6 +470,11 @@ def test_a_data_set_is_its_pictures(classifier, toyvoc, masked):
         rows.append(instance_features(classifier, data.image(i), found.boxes, 24, found.masks if masked else None))
     torch.testing.assert_close(features_of(classifier, data, data.read_instances, 24, masked, batch=4), torch.cat(rows), atol=1e-5, rtol=1e-4)
     assert features_of(classifier, data.subset([]), data.read_instances, 24).shape == (0, 64)
+    bare = Instances(np.zeros((0, 9, 9), bool), np.zeros((0, 4)), np.zeros(0, int))
+    def find(name):
+        return bare if name == data.ids[0] else data.read_instances(name)
+    if not masked:                                    # a picture without instances has no rows
+        torch.testing.assert_close(features_of(classifier, data, find, 24, batch=4), torch.cat(rows[1:]), atol=1e-5, rtol=1e-4)
 
 
 def test_the_toy_network_is_trained_once(things, tmp_path, monkeypatch):
