@@ -302,16 +302,17 @@ def test_another_preset_does_not_resume(things, tmp_path):
         trained(things, replace(TINY, alpha=.25), tmp_path)
 
 
-def test_one_step_is_equations_3_and_4(things):
+@pytest.mark.parametrize("alpha", [.5, .25])
+def test_one_step_is_equations_3_and_4(things, alpha):
     """The first update: centres at 0, so distance 1 for everybody; then they stand at α·Σf/(1+n) of that batch."""
     seen = {}
     network = feature_network(TINY, things.classes, seed=1)
     embed = network.embed
     network.embed = lambda image: seen.setdefault("features", embed(image))
-    history = train_features(things, network, replace(TINY, training=replace(TINY.training, iterations=1, batch_size=12)), seed=3, device="cpu")
+    history = train_features(things, network, replace(TINY, alpha=alpha, training=replace(TINY.training, iterations=1, batch_size=12)), seed=3, device="cpu")
     assert history[0]["centre"] == pytest.approx(1e-3)
     assert history[0]["loss"] == pytest.approx(history[0]["cross_entropy"] + 1e-3)
-    sums = network.centres * (1 + 4) / .5                            # every class has four pictures in the one batch
+    sums = network.centres * (1 + 4) / alpha                            # every class has four pictures in the one batch
     torch.testing.assert_close(sums.sum(0), seen["features"].detach().sum(0), rtol=1e-4, atol=1e-4)
 
 
