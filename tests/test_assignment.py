@@ -13,7 +13,6 @@ from wsss_nb.core import DataError
 from wsss_nb.similarity import similarity_graph
 from wsss_nb.tagging import check_problem, choices_of, earnings, settle
 
-
 # ---- problems, and two other ways to solve them -------------------------------------------------------------------------
 
 def random_problem(seed, n, C, density=.5, integers=False, keywords=.6):
@@ -168,6 +167,17 @@ def test_the_reduction_keeps_an_optimum():
             only[i] = np.arange(3) == c
             if by_enumeration(W, attention, only, 1.) > best - .4 + 1e-9:
                 assert near[(choices.row == i) & (choices.label == c + 1)].all()
+
+
+def test_numbers_of_another_type():
+    """Attention in float32, as networks make it, earns what it earns in float64, and the gap stays zero."""
+    for seed in range(20):
+        W, attention, keywords = random_problem([15, seed], 8, 3, keywords=.9)
+        keywords[:, 0] = True
+        short = attention.astype(np.float32)
+        for retention in (None, .6):
+            out, same = assign_tags(sparse.csr_array(W).astype(np.float32), short, keywords, 2., retention), assign_tags(W, attention, keywords, 2., retention)
+            assert out.gap == 0 and out.objective == pytest.approx(same.objective, rel=1e-6)
 
 
 # ---- limits -------------------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def real_tags(folder: str | Path, # with voc12/train_aug.txt and voc12/image_lab
     labels = read_image_labels(Path(folder) / "voc12" / "image_labels.txt")
     return np.stack([labels[name] for name in read_ids(Path(folder) / "voc12" / "train_aug.txt")])
 
-# %% ../nbs/34b_planted.ipynb #3b23b877
+# %% ../nbs/34b_planted.ipynb #47fa40b0
 @dataclass(frozen=True)
 class Planted:
     "A problem and its truth; whoever solves it looks at keywords and attention, and at features or a graph made from the truth."
@@ -62,7 +62,7 @@ def plant(tags: np.ndarray, # bool (images,C), at least one tag each
           n: int = VOC_INSTANCES, # instances; at least one an image
           noise: float = .15, # share that shows no class
           attention_right: float = .77, # of the instances with a class, in images with several tags
-          spread: float = .15, # of attention, around .45
+          spread: float = .1, # of attention, around .45
           seed: int = 0,
           ) -> Planted:
     "Draw the truth, and attention that is right as often as asked for."
