@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from wsss_nb import config as module
 from wsss_nb.config import as_toml, known_settings, load_config, read_config, read_value, write_config
 from wsss_nb.core import DataError
-from wsss_nb.recipes import PRESETS, RECIPES
+from wsss_nb.presets import PRESETS
+from wsss_nb.recipes import RECIPES
 from wsss_nb.schedule import Training
 from wsss_nb.settings import Config, Cues, Data, Predict, Retrain, Train, as_dict, convert, difference, fingerprint
 
@@ -270,7 +271,7 @@ def other_value(value):
 
 def test_every_setting_counts(tmp_path):
     """Changing any one setting changes the fingerprint of its section, of all, and of no other; idle ones change none."""
-    base, sections = Config(), ("data", "classify", "cues", "train", "retrain", "predict")
+    base, sections = Config(), ("data", "classify", "instances", "cues", "train", "retrain", "predict")
     idle = {"workers", "checkpoint_minutes", "checkpoint_epochs", "tensorboard", "find_unused", "device"}
     numbers = {"clip", "stride", "iterations", "dropout", "amend", "foreground", "background"}
     seen = 0

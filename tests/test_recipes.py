@@ -16,7 +16,8 @@ from wsss_nb.files import read_labels
 from wsss_nb.graphcut import graph_cut
 from wsss_nb.losses import balanced_seeding_loss, boundary_loss, expansion_loss, seeding_loss
 from wsss_nb.opening import check_layers, classifiers_of, open_data, recipe_of, start_segmenter, stored_cues
-from wsss_nb.recipes import PAPERS, PRESETS, RECIPES, find_recipe, layered, learning
+from wsss_nb.presets import PAPERS, PRESETS, layered, learning
+from wsss_nb.recipes import RECIPES, find_recipe
 from wsss_nb.saliency import robust_background
 from wsss_nb.seeds import TYPES, make_seeds, seed_names, shrink
 from wsss_nb.stages import run_all
@@ -101,7 +102,7 @@ def test_every_recipe_has_a_paper_and_presets():
         assert PAPERS[name].reported and PAPERS[name].venue
     for preset in PRESETS:
         config = load_config(preset, "toyvoc")
-        assert config.preset == preset and (recipe_of(config).method.refine is None) == preset.startswith("wst")    # WST has no CRF in training
+        assert config.preset == preset and (recipe_of(config).method.refine is None) == preset.startswith(("wst", "salient"))    # these have no CRF in training
         check_layers(config)
     pair = load_config("wst/voc-resnet38-vgg16", "toyvoc").classify
     assert (pair.network, pair.second, pair.preset) == ("resnet38", "vgg16", "wst")
@@ -172,10 +173,10 @@ def test_retraining_may_balance_its_labels():
     import torch
 
     from wsss_nb.core import Batch, Prediction
-    from wsss_nb.stages import learn_labels
+    from wsss_nb.recipes import mask_loss
     H, S = torch.tensor([.7, .2, .1])[None, :, None, None].expand(1, 3, 1, 4), torch.tensor([[[0, 0, 0, 1]]], dtype=torch.uint8)
     batch = Batch(torch.zeros(1, 3, 1, 4), torch.tensor([[True, False]]), S)
-    plain, balanced = (learn_labels(Prediction(H), S, batch, balanced=b)["pixel"].item() for b in (False, True))
+    plain, balanced = (mask_loss(Prediction(H), S, batch, balanced=b)["pixel"].item() for b in (False, True))
     assert abs(plain + (3 * math.log(.7) + math.log(.2)) / 4) < 1e-5 and abs(balanced + math.log(.7) + math.log(.2)) < 1e-5
 
 

@@ -267,7 +267,7 @@ def test_seeds_that_change_are_noticed(elsewhere, few):
     assert cues(config, run) == made
     data = voc_folder(few, "train")
     write_seeds(elsewhere / "stored", data.ids[2], np.ones((2, 40, 40), np.uint8), data.classes, ("near", "far"))
-    with pytest.raises(DataError, match=f"cues was made from something else.*the files it reads.*delete {run / 'cues'}, then: wsss_nb cues --run {run}"):
+    with pytest.raises(DataError, match=f"cues was made from something else.*all else it reads.*delete {run / 'cues'}, then: wsss_nb cues --run {run}"):
         cues(config, run)
     shutil.rmtree(run / "cues")
     cues(config, run)

@@ -69,7 +69,7 @@ def finish(config: object, run: Path) -> None:
     print(table_of(rows) if rows else "There are no masks, so nothing can be scored: look at the pictures.")
     print(f"\nThe whole story, with pictures: {run / 'report/index.html'}")
 
-# %% ../nbs/53_cli.ipynb #e57f34a0
+# %% ../nbs/53_cli.ipynb #4e0a2409
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help="Weakly supervised semantic segmentation from image-level tags. Start with: wsss_nb demo")
 
@@ -122,6 +122,7 @@ def add_stage(name: str, told: str, example: str) -> None:
 for stage, told, example in (
         ("prepare", "Find or draw the pictures, and count them.", "--data toyvoc --run runs/x"),
         ("classify", "Train the recipe's classifiers on tags. On 4 GPUs: torchrun --nproc-per-node 4 --no-python -- wsss_nb classify …", "--run runs/x"),
+        ("instances", "Find the objects of every training picture and look at each, for a recipe that tags objects.", "--run runs/x --set instances.source=saliency"),
         ("retrain", "Predict the training pictures and teach the segmenter from that.", "--run runs/x --set retrain.rounds=2"),
         ("predict", "Segment the validation pictures.", "--run runs/x --set predict.variants=tags,nocrf"),
         ("evaluate", "Score the predictions, where there are masks.", "--run runs/x"),
@@ -178,6 +179,8 @@ def run_command(run: RunFolder, recipe: RecipeName = None, data: DataName = None
     Example: wsss_nb run --recipe wst --data VOC2012 --run runs/wst --set cues.seeds=seeds/vgg16,seeds/resnet38
 
     Example: wsss_nb run --recipe dsrg --data VOC2012 --run runs/theirs --set "cues.seeds=seeds/theirs:crf 1"
+
+    Example: wsss_nb run --recipe salient/voc-resnet101 --data VOC2012 --run runs/salient --set instances.source=s4net
     """
     from wsss_nb import opening, stages
     settled = config_of(run, recipe, data, config, allowed(set, allow_missing_seeds))
@@ -209,7 +212,8 @@ def recipes_command() -> None:
 
     Example: wsss_nb recipes
     """
-    from wsss_nb.recipes import PAPERS, PRESETS, RECIPES
+    from wsss_nb.presets import PAPERS, PRESETS
+    from wsss_nb.recipes import RECIPES
     for name, make in RECIPES.items():
         paper = PAPERS[name]
         print(f"{name:10}{(make.__doc__ or '').strip()}\n{'':10}{paper.title} ({paper.venue}); on VOC 2012 val: "

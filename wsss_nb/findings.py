@@ -23,9 +23,9 @@ from .tagged import TaggedImages
 from .training import plurality
 
 # %% auto #0
-__all__ = ['STAGES', 'NO_LOSS', 'slipped', 'invent_run', 'read_json', 'read_evaluation', 'flat', 'duration', 'manifests',
-           'counted', 'is_upper_bound', 'evaluations', 'final_name', 'largest_mistakes', 'number', 'loss_curves',
-           'same_size', 'picture_score', 'ranked', 'choose', 'maybe_labels', 'stored_cue', 'seeds_kept']
+__all__ = ['STAGES', 'OPTIONAL', 'NO_LOSS', 'slipped', 'invent_run', 'read_json', 'read_evaluation', 'flat', 'duration',
+           'manifests', 'counted', 'is_upper_bound', 'evaluations', 'final_name', 'largest_mistakes', 'number',
+           'loss_curves', 'same_size', 'picture_score', 'ranked', 'choose', 'maybe_labels', 'stored_cue', 'seeds_kept']
 
 # %% ../nbs/51f_findings.ipynb #64786f5e
 def slipped(mask: np.ndarray, # uint8 (h,w)
@@ -103,8 +103,9 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
-# %% ../nbs/51f_findings.ipynb #4766d4f7
-STAGES = ("prepare", "classify", "cues", "train", "retrain", "predict", "evaluate")   # in the order they run
+# %% ../nbs/51f_findings.ipynb #630b3261
+STAGES = ("prepare", "classify", "instances", "cues", "train", "retrain", "predict", "evaluate")   # in the order they run
+OPTIONAL = ("instances",)   # only some recipes have it
 
 
 def manifests(run: Path) -> dict[str, dict | None]: # folder -> manifest; None: did not finish
@@ -112,7 +113,7 @@ def manifests(run: Path) -> dict[str, dict | None]: # folder -> manifest; None: 
     folders = sorted(path.parent.relative_to(run).as_posix() for path in run.glob("**/manifest.json"))
     of = lambda stage: [folder for folder in folders if folder.split("/")[0] == stage]
     stages = dict.fromkeys((*STAGES, *(folder.split("/")[0] for folder in folders if not folder.startswith("report"))))
-    return {folder: read_manifest(run / folder) for stage in stages for folder in of(stage) or [stage]}
+    return {folder: read_manifest(run / folder) for stage in stages for folder in of(stage) or [stage] * (stage not in OPTIONAL or (run / stage).exists())}
 
 
 def counted(counts: dict) -> str: # 6 pictures, loss 0.41

@@ -45,7 +45,7 @@ def write_json(path: str | Path, value: object) -> None:
     with atomic(Path(path)) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
-# %% ../nbs/51c_manifest.ipynb #e44ef561
+# %% ../nbs/51c_manifest.ipynb #38b5d777
 def require_done(run: Path, stage: str) -> dict:
     "The manifest of a stage that must be finished by now."
     found = read_manifest(run / stage)
@@ -73,7 +73,7 @@ def first_alone(work: Callable[[], object], # of the first process
         time.sleep(.5)
 
 
-def stage(needs: Iterable[str] = (), # stages before it
+def stage(needs: Iterable[str] | Callable[[Config], Iterable[str]] = (), # stages before it
           reads: Iterable[str] = (), # sections or keys of the config
           shared: bool = False, # all processes take part, as in training
           outside: Callable[[Config], str] = lambda config: "", # a hash of what it reads outside of the run
@@ -85,10 +85,10 @@ def stage(needs: Iterable[str] = (), # stages before it
             run, name = Path(run), work.__name__
             join_team(config.device)
             first_alone(lambda: settle_config(config, run), lambda: (run / "config.json").exists(), config)
-            more = outside(config)
-            key = stage_key(config, run, name, needs, reads, more)
+            more, before = outside(config), tuple(needs(config) if callable(needs) else needs)
+            key = stage_key(config, run, name, before, reads, more)
             found = read_manifest(run / name)
-            check(found is None or found["key"] == key, f"{run / name} was made from something else than what is there now", f"{', '.join(needs) or 'the pictures'}{' and the files it reads' if needs and more else ''} as it found them",
+            check(found is None or found["key"] == key, f"{run / name} was made from something else than what is there now", f"{', '.join(before) or 'the pictures'}{' and all else it reads' if before and more else ''} as it found them",
                   f"delete {run / name}, then: wsss_nb {name} --run {run}; or begin another run")
             if found:
                 return found
@@ -101,7 +101,7 @@ def stage(needs: Iterable[str] = (), # stages before it
                 finish()
             first_alone(lambda: shared or finish(), lambda: read_manifest(run / name) is not None, config)
             return read_manifest(run / name)
-        run_stage.needs, run_stage.reads = tuple(needs), tuple(reads)
+        run_stage.reads = tuple(reads)
         STAGES[work.__name__] = run_stage
         return run_stage
     return wrap

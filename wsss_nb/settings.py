@@ -20,7 +20,7 @@ from .schedule import Training
 
 # %% auto #0
 __all__ = ['WORDS', 'IDLE', 'in_words', 'convert', 'settle', 'Data', 'Classify', 'check_scales', 'Cues', 'Train', 'Retrain',
-           'Predict', 'Config', 'flatten', 'as_dict', 'difference', 'fingerprint']
+           'Objects', 'Predict', 'Config', 'flatten', 'as_dict', 'difference', 'fingerprint']
 
 # %% ../nbs/50b_settings.ipynb #0c6f16a6
 WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", NoneType: "none", dict: "a table", object: "anything"}
@@ -82,7 +82,7 @@ def settle(settings: object) -> None:
     for name, hint in get_type_hints(type(settings)).items():
         object.__setattr__(settings, name, convert(getattr(settings, name), hint, name))
 
-# %% ../nbs/50b_settings.ipynb #d7fc7961
+# %% ../nbs/50b_settings.ipynb #06e51d3b
 @dataclass(frozen=True)
 class Data:
     "Which pictures."
@@ -92,10 +92,13 @@ class Data:
     n_train: int = 600 # pictures drawn for ToyVOC
     n_val: int = 150
     seed: int = 0 # of the drawing
+    simple: str | None = None # a folder of folders of pictures with one tag each, to train on as well; toyvoc: drawn
+    n_simple: int = 300 # of them, for ToyVOC
+    only_simple: bool = False # train on these alone
 
     def __post_init__(self):
         settle(self)
-        check(self.n_train > 0 and self.n_val > 0, f"n_train is {self.n_train}, n_val {self.n_val}", "at least one picture each", "draw more")
+        check(min(self.n_train, self.n_val, self.n_simple) > 0, f"n_train is {self.n_train}, n_val {self.n_val}, n_simple {self.n_simple}", "at least one picture each", "draw more")
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,21 @@ class Retrain(Train):
         check_scales(self.scales)
         check(self.rounds >= 0, f"rounds is {self.rounds}", "a number from 0", "0 leaves retraining out")
 
-# %% ../nbs/50b_settings.ipynb #4d7bc1cf
+# %% ../nbs/50b_settings.ipynb #453bd023
+@dataclass(frozen=True)
+class Objects:
+    "Who finds the objects of the pictures, and what tells which of them are alike; for recipes that ask."
+    source: str = "detector" # detector: ToyVOC's, which never saw the classes; saliency: no training; coco: trained on masks of COCO; or a path: a file of write_instances or of COCO results, a folder of S4Net's arrays
+    score: float = .5 # of a detector: objects it is less sure of are left out
+    limit: int = 100 # objects a picture, the surest
+    features: str = "toy" # toy, resnet50 (ImageNet's), or a file of save_features
+    size: int = 64 # of the square an object is cut out as
+
+    def __post_init__(self):
+        settle(self)
+        check(self.limit > 0 and self.size > 0, f"limit is {self.limit}, size {self.size}", "whole numbers from 1", "correct the setting")
+
+
 @dataclass(frozen=True)
 class Predict:
     "How the network is asked in the end."
@@ -189,10 +206,11 @@ class Predict:
 class Config:
     "Everything that decides a run."
     recipe: str = "dsrg" # of recipes.RECIPES, or package.module:function
-    preset: str | None = None # of recipes.PRESETS: where the numbers below started
+    preset: str | None = None # of presets.PRESETS: where the numbers below started
     options: dict = field(default_factory=dict) # keyword arguments of the recipe's function
     data: Data = Data()
     classify: Classify = Classify()
+    instances: Objects = Objects()
     cues: Cues = Cues()
     train: Train = Train()
     retrain: Retrain = Retrain()
