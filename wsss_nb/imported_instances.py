@@ -24,7 +24,7 @@ from .tagged import Instances, TaggedImages
 # %% auto #0
 __all__ = ['UNKNOWN', 'import_instances', 'import_results', 'read_s4net', 'import_s4net']
 
-# %% ../nbs/33e_imported_instances.ipynb #cf811112
+# %% ../nbs/33e_imported_instances.ipynb #24a184a8
 def import_instances(found: Callable[[str], Instances], # by id
                      data: TaggedImages, # whose pictures these are
                      path: str | Path, # .json
@@ -38,7 +38,7 @@ def import_instances(found: Callable[[str], Instances], # by id
     write_instances(path, each(), OBJECT, source, supervision)
     return read_instances(path, data=data)
 
-
+# %% ../nbs/33e_imported_instances.ipynb #0c4daff3
 UNKNOWN = "unknown: stored detections from {}"
 
 
@@ -81,7 +81,7 @@ def import_results(results: str | Path, # a list of detections, as COCO's server
         return nameless(masks, np.array([row["score"] for row in rows], float))
     return import_instances(found, data, path, source or Path(results).name, supervision or UNKNOWN.format(Path(results).name), limit)
 
-# %% ../nbs/33e_imported_instances.ipynb #edc415d4
+# %% ../nbs/33e_imported_instances.ipynb #fc497a2a
 def _array(folder: Path, image_id: str, name: str) -> np.ndarray:
     "One of S4Net's arrays of a picture, from ID.npz or from ID/NAME.npy; nothing is unpickled."
     both, single = folder / f"{image_id}.npz", folder / image_id / f"{name}.npy"
@@ -95,7 +95,8 @@ def _array(folder: Path, image_id: str, name: str) -> np.ndarray:
             return file[name]
     except (BadZipFile, DeflateError, OSError, EOFError, KeyError, ValueError, IndexError, NotImplementedError, TypeError) as error:
         if isinstance(error, DataError): raise
-        raise DataError(f"{path} gives no {name} ({error}); expected plain arrays, a pickle is never opened. To mend it: {mend}") from None
+        why = "it is a pickle, or holds one" if "pickle" in str(error) else error
+        raise DataError(f"{path} gives no {name} ({why}); expected plain arrays, a pickle is never opened. To mend it: {mend}") from None
 
 
 def read_s4net(folder: str | Path, # of ID.npz, or of ID/segmaps.npy and ID/scores.npy

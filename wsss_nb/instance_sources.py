@@ -96,7 +96,7 @@ def cut_apart(mask: np.ndarray, # bool (h,w)
     cores, _ = label(depth > neck * widest[parts], touching)
     return watershed(-depth, cores, mask=mask, connectivity=touching)
 
-# %% ../nbs/33a_instance_sources.ipynb #4422c5d4
+# %% ../nbs/33a_instance_sources.ipynb #c15d4e1c
 def contrast_scores(saliency: np.ndarray, # float (h,w) in [0,1]
                     masks: np.ndarray, # bool (n,h,w)
                     ring: float = .05, # its width, of the root of the picture's area
@@ -121,15 +121,6 @@ def salient_instances(saliency: np.ndarray, # float (h,w) in [0,1]
     numbers = [k for k in range(1, len(sizes)) if sizes[k] >= smallest * parts.size]
     masks = parts == np.array(numbers, int)[:, None, None]
     return nameless(masks, contrast_scores(saliency, masks))
-
-
-def saliency_source(how: str | float = "otsu", neck: float | None = .6, smallest: float = .02, # as in salient_instances
-                    saliency: Callable[[np.ndarray], np.ndarray] = robust_background, # image -> float (h,w) in [0,1]
-                    supervision: str = "none beyond the picture", # of that saliency
-                    ) -> Source:
-    "Training-free: saliency of robust background detection, cut into things."
-    name = f"{saliency.__name__} above {how if how == 'otsu' else f'{how:g} means'}, neck {neck}, smallest {smallest:g}"
-    return Source(name, supervision, lambda image: salient_instances(saliency(image), how, neck, smallest))
 
 # %% ../nbs/33a_instance_sources.ipynb #25850949
 def saliency_source(how: str | float = "otsu", neck: float | None = .6, smallest: float = .02, # as in salient_instances

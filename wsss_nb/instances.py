@@ -22,7 +22,7 @@ from .tagged import Instances, TaggedImages, check_ids
 __all__ = ['AGAIN', 'leaves_image', 'check_instances', 'coco_rows', 'write_rows', 'write_instances', 'StoredInstances',
            'check_tag', 'read_instances', 'with_tags', 'proxy_mask']
 
-# %% ../nbs/33_instances.ipynb #1e23ac25
+# %% ../nbs/33_instances.ipynb #65318d51
 AGAIN = "write it again with write_instances, or copy the whole file again"
 
 
@@ -54,7 +54,7 @@ def coco_rows(found: Instances,
     "Each instance as COCO writes it; one without a score has score 1, as if a person had drawn it."
     scores, crowd = (np.full(len(found), usual) if given is None else given for usual, given in ((1., found.scores), (False, found.crowd)))
     corners = np.asarray(found.boxes, float)
-    return [{"category_id": int(c), "bbox": [left, top, right - left, bottom - top], "area": int(mask.sum()), "iscrowd": int(many),
+    return [{"category_id": int(c), "bbox": [left, top, right - left, bottom - top], "area": int(np.count_nonzero(mask)), "iscrowd": int(many),
              "score": float(score), "segmentation": encode_mask(mask)}
             for mask, (left, top, right, bottom), c, score, many in zip(found.masks, corners.tolist(), found.classes, scores, crowd)]
 
@@ -233,7 +233,7 @@ def read_instances(path: str | Path, # of write_instances
     stored = stored if ids is None else stored.subset(ids)
     return stored if data is None else replace(stored.subset(data.ids if ids is None else stored.ids), image_file=data.image_file)
 
-# %% ../nbs/33_instances.ipynb #cac4ad3a
+# %% ../nbs/33_instances.ipynb #2c15d89b
 def with_tags(found: Instances,
               tag: np.ndarray, # integer (n,): 1…C, or 0 for noise
               ) -> Instances: # of classes 1…C; noise is left out
@@ -252,7 +252,7 @@ def proxy_mask(found: Instances, # whose classes are tags
     check(outside in (BACKGROUND, IGNORE), f"outside is {outside}", f"{BACKGROUND} for background or {IGNORE} for unlabelled", "choose one of them")
     check(found.classes.max(initial=0) < IGNORE, f"an instance has class {found.classes.max(initial=0)}", f"at most {IGNORE - 1} in a mask of bytes", "give fewer classes")
     S = np.full(size, outside, np.uint8)
-    areas, scores = found.masks.sum((1, 2)), np.zeros(len(found)) if found.scores is None else found.scores
+    areas, scores = np.count_nonzero(found.masks, (1, 2)), np.zeros(len(found)) if found.scores is None else found.scores
     for k in np.lexsort((-areas, scores)):       # lowest score first; of equal ones the largest
         S[found.masks[k]] = found.classes[k]
     return S
