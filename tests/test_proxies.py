@@ -73,6 +73,19 @@ def test_finder_equals_one_at_a_time(pictures, talkative):
         assert (claims(name).masks != alone.masks).mean() < 1e-3
 
 
+def test_finder_forgets(pictures, talkative, monkeypatch):
+    """Only the latest batch is kept: in order each is looked at once, and an earlier one again when asked for."""
+    import wsss_nb.proxies as proxies
+    looked, real = [], proxies.detect_many
+    monkeypatch.setattr(proxies, "detect_many", lambda network, images, *rest: looked.append(len(images)) or real(network, images, *rest))
+    claims = finder(talkative, pictures, batch=4)
+    for name in pictures.ids:
+        claims(name)
+    assert looked == [4, 2]
+    claims(pictures.ids[0])
+    assert looked == [4, 2, 4]
+
+
 def test_evaluation_is_cocos(pictures, talkative):
     """The same numbers as scoring the claims by id; other classes are refused."""
     found = {name: detect(talkative, pictures.image(i), .05) for i, name in enumerate(pictures.ids)}
