@@ -154,6 +154,25 @@ def test_training_goes_on_exactly(pictures, tmp_path):
         assert torch.equal(a, b), name
 
 
+def test_every_way_of_the_loop(pictures):
+    """bfloat16, channels last, batches in parts and Detectron's milestones: the losses stay finite and every part learns."""
+    network = new()
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    settings = Training(iterations=3, batch_size=4, accumulate=2, learning_rate=1e-3, schedule=milestones, amp=True, channels_last=True)
+    history = train_detector(pictures, pictures.read_instances, network, DetectionPreset(settings), device="cpu")
+    assert all(np.isfinite(value) for row in history for value in row.values())
+    moved = {name.split(".")[0] for name, p in network.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"backbone", "rpn", "roi_heads"}
+
+
+def test_views_are_sent_to_workers_without_the_network(pictures):
+    """A few kilobytes, not the weights."""
+    import pickle
+    views = detection_set(pictures, pictures.read_instances, new(), TINY)
+    assert len(pickle.dumps(views)) < 20_000
+    assert torch.equal(pickle.loads(pickle.dumps(views))[0, 1][1], views[0, 1][1])
+
+
 def test_one_class_takes_any_object_and_crowds_are_left_out(pictures):
     """A class-agnostic network learns all objects as class 1; a crowd teaches nothing."""
     def crowded(image_id):
