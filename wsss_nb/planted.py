@@ -19,9 +19,9 @@ from .voc import VOC_CLASSES, read_ids, read_image_labels
 __all__ = ['VOC_SEVERAL', 'VOC_INSTANCES', 'drawn_tags', 'real_tags', 'Planted', 'plant', 'plant_features', 'plant_graph',
            'judge']
 
-# %% ../nbs/34b_planted.ipynb #9dc34d06
+# %% ../nbs/34b_planted.ipynb #2898e8af
 VOC_SEVERAL = (6249, 3104, 969, 210, 46, 4)   # images of VOC's train_aug with 1, 2, … tags
-VOC_INSTANCES = 18878   # salient instances in them (salient 5.2)
+VOC_INSTANCES = 18878   # salient instances the paper's detector finds in them
 
 
 def drawn_tags(n_images: int = sum(VOC_SEVERAL),

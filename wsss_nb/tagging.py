@@ -176,7 +176,7 @@ def core_of(choices: Choices,
                 mine[int(tag[j])] += w
     return Core(tag, worth, links)
 
-# %% ../nbs/34a_tagging.ipynb #348b31f4
+# %% ../nbs/34a_tagging.ipynb #33b93c6c
 def solver() -> ModuleType:
     "PuLP, once it can reach HiGHS."
     try:
@@ -234,6 +234,6 @@ def solve(core: Core, noise: int | None = None, whole: bool = True, # as `progra
           "raise beta, or use assignment.assign_in_batches")
     bound = -highs.getInfo().mip_dual_bound if whole else -highs.getObjectiveValue() if done else math.inf   # PuLP hands HiGHS the negated objective
     value = {key: variable.value() for key, variable in x.items() if model.sol_status != pulp.LpSolutionNoSolutionFound}
-    found = len(value) == len(x) and all(min(abs(v), abs(v - 1)) < 1e-6 for v in value.values())
+    tag = {i: c for (i, c), v in value.items() if abs(v - 1) < 1e-6}   # less than one each: the program's answer is not whole, or there is none
     price = highs.getSolution().row_dual[-1] if done and noise is not None and not whole else None
-    return Solved({i: c for (i, c), v in value.items() if v > .5} if found else None, min(bound, rough), price)
+    return Solved(tag if len(tag) == len(core.worth) else None, min(bound, rough), price)
