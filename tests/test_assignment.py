@@ -180,6 +180,16 @@ def test_numbers_of_another_type():
             assert out.gap == 0 and out.objective == pytest.approx(same.objective, rel=1e-6)
 
 
+def test_the_reduction_runs_to_the_end():
+    """A chain numbered backwards, each link weaker than the one before: certainty travels from the one sure end to the other."""
+    n = 12
+    W = np.diag(np.linspace(.5, 1, n - 1), 1)
+    keywords = np.ones((n, 2), bool)
+    keywords[-1, 1] = False
+    choices = choices_of(check_problem(W + W.T, np.zeros((n, 2)), keywords, 0.), np.zeros((n, 2)), keywords, 0.)
+    assert choices.label[settle(choices)].tolist() == [1] * n
+
+
 # ---- limits -------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("retention", [None, .7])
