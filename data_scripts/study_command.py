@@ -11,10 +11,11 @@ RESULTS = Path(__file__).parent.parent / "nbs/results"
 
 
 def study_command(about: str, # the script's docstring
-                  begin: Callable[[int, int, int, Path], Study], # seed, pictures to train on, pictures to score, file of results
+                  begin: Callable[[int, int, int, Path], tuple[Study, ...]], # seed, pictures to train on, pictures to score, file of results
                   parts: Mapping[str, Collection[str]], # name -> rows; "all" has every row
                   seeds: list[int], # unless others are named
                   out: Path, # a folder: SEED.json
+                  after: Callable[[tuple[Study, ...], Path], None] = lambda studies, file: None, # measures what is no row
                   ) -> None:
     """Measure what is not in the files yet."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -28,4 +29,8 @@ def study_command(about: str, # the script's docstring
     for seed in options.seeds:
         file = options.out / f"{seed}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
-        keep_measuring(begin(seed, options.n_train, options.n_val, file), options.only or parts[options.part], file)
+        studies = begin(seed, options.n_train, options.n_val, file)
+        for study in studies:
+            keep_measuring(study, [name for name in options.only or parts[options.part] if name in study.trials], file)
+        if not options.only and options.part == "all":
+            after(studies, file)

@@ -25,7 +25,7 @@ OUT = RESULTS / "dsrg_study"
 PARTS = {"main": MAIN, "grid": GRID, "more": MORE, "all": TRIALS}
 
 
-def begin(seed: int, n_train: int, n_val: int, out: Path) -> Study:
+def begin(seed: int, n_train: int, n_val: int, out: Path) -> tuple[Study]:
     "Pictures, classifiers and cues of one seed."
     seed_everything(seed)
     root = toy_voc(n_train, n_val, seed)
@@ -43,7 +43,7 @@ def begin(seed: int, n_train: int, n_val: int, out: Path) -> Study:
     if not out.exists():
         note(out, {"images": n_train, "cues": {kind: cue_scores(study, kind) for kind in cues},
                    "trials": {name: brief(result) for name, result in cam_alone(colour, val).items()}})
-    return study
+    return (study,)
 
 
 if __name__ == "__main__":

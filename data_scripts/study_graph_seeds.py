@@ -27,7 +27,7 @@ OUT = RESULTS / "graph_seed_study"
 PARTS = {"graph": GRAPH | EAGER, "seeds": SEEDS | EVEN, "pilot": PILOT, "grid": GRID, "all": TRIALS}
 
 
-def begin(seed: int, n_train: int, n_val: int, out: Path) -> Study:
+def begin(seed: int, n_train: int, n_val: int, out: Path) -> tuple[Study]:
     "Pictures, two classifiers and all seeds of one generator seed."
     seed_everything(seed)
     root = toy_voc(n_train, n_val, seed)
@@ -44,7 +44,7 @@ def begin(seed: int, n_train: int, n_val: int, out: Path) -> Study:
     study = Study(seed, train, val, first, study_cues(train, seeds, seed), folder, load_config("dsrg", "toyvoc"), TRIALS, FOLLOWED, ())
     if not out.exists():
         note(out, {"images": n_train, "cues": {kind: cue_scores(study, kind) for kind in ("attention", *PICKS, *NAMES)}, "trials": {}})
-    return study
+    return (study,)
 
 
 if __name__ == "__main__":
