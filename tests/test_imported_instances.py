@@ -115,4 +115,9 @@ def test_pickles_are_not_opened(data, tmp_path):
         harm(tmp_path / f"{data.ids[0]}.npz")
         with pytest.raises(DataError, match=says):
             import_s4net(tmp_path, data, tmp_path / "found.json")
+    (tmp_path / f"{data.ids[0]}.npz").unlink()
+    (tmp_path / data.ids[0]).mkdir()
+    np.save(tmp_path / data.ids[0] / "segmaps.npy", np.array([Trap()], object))
+    with pytest.raises(DataError, match="it is a pickle, or holds one"):
+        import_s4net(tmp_path, data, tmp_path / "found.json")
     assert not (tmp_path / "sprung").exists() and not (tmp_path / "found.json").exists()

@@ -76,7 +76,7 @@ def test_everything_is_found_once(data, tmp_path):
     assert (stored.ids, stored.classes, stored.source, stored.supervision) == (data.ids, ("object",), "bright blocks", "none beyond the picture")
     assert [len(stored(i)) for i in data.ids] == [0, 1, 2, 0, 1, 2]
     assert all(same(stored(i), solid(bright(data.image(k)), (30, 40))) for k, i in enumerate(data.ids))
-    assert stored(data.ids[2]).scores.tolist() == [220 / 255, 200 / 255]
+    assert stored(data.ids[2]).scores.tolist() == [220 / 255, 200 / 255] and read_instances(stored.path).ids == data.ids
     find_instances(data, source, tmp_path / "out" / "found.json")
     assert len(calls) == 6 and [p.name for p in (tmp_path / "out").iterdir() if not p.name.startswith(".")] == ["found.json"]
 
@@ -122,6 +122,10 @@ def test_a_line_that_was_cut_anywhere_is_found_again(share, tmp_path_factory):
     left = text[:round(share * len(text))]
     part.write_bytes(left)
     needed = 6 - max(left.count(b"\n") - 1, 0)
+    if needed > 1:                                                  # and killed once more, after a picture
+        with pytest.raises(Killed):
+            find_instances(data, killed_after(1), folder / "found.json")
+        needed -= 1
     find_instances(data, killed_after(needed), folder / "found.json")
     assert (folder / "found.json").read_bytes() == find_instances(data, SOURCE, folder / "whole.json").path.read_bytes()
 
@@ -227,6 +231,8 @@ def test_a_narrow_neck_is_cut():
 def test_an_object_cut_by_the_border_is_no_neck():
     """The picture's border counts as outside, so half a disc is widest inside it."""
     assert cut_apart(discs((0, 40))).max() == 1 and cut_apart(np.ones((20, 30), bool)).max() == 1
+    half, whole = discs((0, 40)), discs((6, 53), r=4)              # half of a large disc is as deep as a whole small one
+    assert cut_apart(half | whole, None).max() == 1 and cut_apart(half | whole).max() == 2
 
 
 def test_scores_by_hand():

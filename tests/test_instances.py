@@ -100,6 +100,24 @@ def test_what_is_written_is_read(stored):
     assert same(pickle.loads(pickle.dumps(back))("a"), found["a"])       # it can be sent to worker processes
 
 
+def test_boxes_need_not_fit_their_masks(tmp_path):
+    """A detector's box is kept as it is, fractions and all."""
+    boxes = np.array([[3.1, 4.7, 33.3, 21.9], [10, 0, 60, 40], [.25, .125, .25, 39.9]], np.float32)
+    back = read_instances(write_instances(tmp_path / "x.json", [("a", some_instances(boxes=boxes))], CLASSES, "s", "t"))
+    assert np.array_equal(back("a").boxes, boxes) and np.array_equal(back.boxes, boxes)
+
+
+def test_the_order_of_rows_does_not_matter(stored):
+    """Another program may sort them as it likes; those of one image stay in their order."""
+    path, found = stored
+    data = json.loads(path.read_text())
+    data["annotations"] = [data["annotations"][k] for k in (5, 3, 0, 4, 1, 2)]
+    path.write_text(json.dumps(data))
+    back = read_instances(path)
+    assert same(back("a"), found["a"]) and same(back("b"), found["b"]) and back.image.tolist() == [0, 0, 0, 1, 3, 3]
+    assert np.array_equal(back("d").masks, found["d"].masks[::-1])
+
+
 def test_cocos_program_reads_it(stored, capsys):
     """pycocotools finds the same masks, boxes, areas and scores."""
     path, found = stored
