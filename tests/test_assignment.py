@@ -207,6 +207,16 @@ def test_out_of_time(retention):
     assert max(gaps) > 0
 
 
+def test_out_of_time_beside_what_is_settled():
+    """The bound of what is left open stands on top of what the settled earn among themselves."""
+    W, attention, keywords = random_problem(17, 10, 3, density=.5, keywords=1.)
+    sure = np.ones((6, 6)) - np.eye(6)
+    W = sparse.block_diag([W, sure]).toarray()
+    attention, keywords = np.concatenate([attention, np.ones((6, 3))]), np.concatenate([keywords, np.eye(3, dtype=bool)[np.zeros(6, int)]])
+    out, optimum = assign_tags(W, attention, keywords, .1, time_limit=0), assign_tags(W, attention, keywords, .1)
+    assert optimum.bound == optimum.objective <= out.bound and out.gap > 0
+
+
 def test_a_gap_that_is_allowed():
     """With a gap the tagging misses at most that share, and the bound still holds."""
     for seed in range(10):
@@ -375,6 +385,12 @@ def test_graph_of_few():
         assert graph.shape == (n, n) and graph.nnz == links
     twins = similarity_graph(np.array([[1., 2], [10, 20], [3, -1]]), k=1)
     assert twins[0, 1] == pytest.approx(1) and not twins.diagonal().any()
+
+
+def test_graph_without_similarity():
+    """Who has no neighbour with a positive cosine has no link, however few others there are."""
+    graph = similarity_graph(np.array([[1., 0], [-1, 0], [0, 1], [.1, 1]]), k=3)
+    assert set(zip(*graph.nonzero())) == {(2, 3), (3, 2), (0, 3), (3, 0)}
 
 
 def test_graph_of_tensors_and_tiny_numbers():
