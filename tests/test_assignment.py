@@ -210,7 +210,7 @@ def test_out_of_time(retention):
 def test_out_of_time_beside_what_is_settled():
     """The bound of what is left open stands on top of what the settled earn among themselves."""
     W, attention, keywords = random_problem(17, 10, 3, density=.5, keywords=1.)
-    sure = np.ones((6, 6)) - np.eye(6)
+    sure = 100 * (np.ones((6, 6)) - np.eye(6))
     W = sparse.block_diag([W, sure]).toarray()
     attention, keywords = np.concatenate([attention, np.ones((6, 3))]), np.concatenate([keywords, np.eye(3, dtype=bool)[np.zeros(6, int)]])
     out, optimum = assign_tags(W, attention, keywords, .1, time_limit=0), assign_tags(W, attention, keywords, .1)
