@@ -271,7 +271,7 @@ def other_value(value):
 
 def test_every_setting_counts(tmp_path):
     """Changing any one setting changes the fingerprint of its section, of all, and of no other; idle ones change none."""
-    base, sections = Config(), ("data", "classify", "instances", "cues", "train", "retrain", "predict")
+    base, sections = Config(), ("data", "classify", "instances", "cues", "train", "retrain", "predict", "detect")
     idle = {"workers", "checkpoint_minutes", "checkpoint_epochs", "tensorboard", "find_unused", "device"}
     numbers = {"clip", "stride", "iterations", "dropout", "amend", "foreground", "background"}
     seen = 0

@@ -15,7 +15,7 @@ from wsss_nb.instances import encode_mask, read_instances
 from wsss_nb.objects import asks_objects, find_objects, hash_of, json_numbers, object_map, told_objects
 from wsss_nb.opening import open_data, recipe_of
 from wsss_nb.recipes import RECIPES
-from wsss_nb.stages import about, cues, instances, run_all
+from wsss_nb.stages import about, cues, detect, instances, run_all
 from wsss_nb.stored import read_seeds
 from wsss_nb.tagged import Instances, mask_boxes
 from wsss_nb.voc import voc_folder
@@ -186,3 +186,17 @@ def test_simple_pictures_are_trained_on_as_well(few, tmp_path):
     assert done["cues"]["counts"]["pictures"] == 18 and "right" not in json.loads((tmp_path / "alone/tags/assignment.json").read_text())
     with pytest.raises(DataError, match="only_simple"):
         open_data(tiny(few, "salient/toy", "data.only_simple=true"), "train")
+
+
+def test_the_same_objects_teach_an_instance_segmenter(run, few, tmp_path, monkeypatch):
+    """Trained on the tagged objects, with their classes; saved, scored, and only for a recipe that tags objects."""
+    import wsss_nb.detection as detection
+    from wsss_nb.rcnn import load_detector
+    folder = shutil.copytree(run, tmp_path / "run")
+    monkeypatch.setitem(detection.PRESETS, "brief", replace(detection.TOY_DETECTOR, training=replace(detection.TOY_DETECTOR.training, epochs=1, iterations=2)))
+    told = detect(tiny(few, "salient/toy", *SALIENT, "detect.preset=brief"), folder)
+    data = voc_folder(few, "val")
+    scores = json.loads((folder / "detect/scores.json").read_text())
+    assert told["counts"]["pictures"] == 16 and {"AP", "AP50", "AP75", "APS", "APM", "APL"} <= set(scores) and 0 <= scores["AP"] <= 1
+    assert load_detector(folder / "detect/detector.pt", data.classes).classes == data.classes
+    assert "detect" not in run_all(tiny(few, "salient/toy", *SALIENT), run) and not (run / "detect").exists()

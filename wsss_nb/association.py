@@ -50,7 +50,7 @@ def keywords_of(found: StoredInstances, data: TaggedImages) -> np.ndarray: # boo
     check(found.ids == data.ids, f"{found.path} has instances of {len(found.ids)} pictures in another order than the {len(data)} of the data set", "the same pictures in the same order", "found.subset(data.ids)")
     return data.tags[found.image]
 
-# %% ../nbs/42b_association.ipynb #765b13f9
+# %% ../nbs/42b_association.ipynb #3c27a1b4
 def attention_of(network: Classifier, data: TaggedImages, found: StoredInstances) -> np.ndarray: # float32 (n,C)
     "How strongly the classifier attends to each class in each box (salient eq. 2)."
     rows = [np.zeros((0, len(data.classes)), np.float32)]
@@ -66,10 +66,11 @@ def look_at(found: StoredInstances, data: TaggedImages,
             classifier: Classifier, # of the tags
             features: Classifier, # whose features say what is alike
             size: int = 224, # of a crop
+            masked: bool = False, # what lies in the box beside the object gets the mean colour
             ) -> Looks:
     "Everything that is known of the instances."
     keywords = keywords_of(found, data)
-    return Looks(features_of(features, data, found, size).numpy(), attention_of(classifier, data, found), keywords)
+    return Looks(features_of(features, data, found, size, masked).numpy(), attention_of(classifier, data, found), keywords)
 
 # %% ../nbs/42b_association.ipynb #b5497dd1
 def write_looks(path: str | Path, looks: Looks) -> Path:

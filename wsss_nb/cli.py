@@ -69,7 +69,7 @@ def finish(config: object, run: Path) -> None:
     print(table_of(rows) if rows else "There are no masks, so nothing can be scored: look at the pictures.")
     print(f"\nThe whole story, with pictures: {run / 'report/index.html'}")
 
-# %% ../nbs/53_cli.ipynb #4e0a2409
+# %% ../nbs/53_cli.ipynb #e325068c
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help="Weakly supervised semantic segmentation from image-level tags. Start with: wsss_nb demo")
 
@@ -123,6 +123,7 @@ for stage, told, example in (
         ("prepare", "Find or draw the pictures, and count them.", "--data toyvoc --run runs/x"),
         ("classify", "Train the recipe's classifiers on tags. On 4 GPUs: torchrun --nproc-per-node 4 --no-python -- wsss_nb classify …", "--run runs/x"),
         ("instances", "Find the objects of every training picture and look at each, for a recipe that tags objects.", "--run runs/x --set instances.source=saliency"),
+        ("detect", "Train Mask R-CNN on the tagged objects of a run of the salient recipe; score its instances where they are known.", "--run runs/x"),
         ("retrain", "Predict the training pictures and teach the segmenter from that.", "--run runs/x --set retrain.rounds=2"),
         ("predict", "Segment the validation pictures.", "--run runs/x --set predict.variants=tags,nocrf"),
         ("evaluate", "Score the predictions, where there are masks.", "--run runs/x"),

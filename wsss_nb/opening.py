@@ -40,7 +40,7 @@ __all__ = ['SECOND', 'data_root', 'open_data', 'recipe_of', 'start_network', 'cl
            'classifiers_of', 'start_segmenter', 'given_seeds', 'cue_settings', 'check_recipe', 'check_layers',
            'cue_maker', 'stored_cues', 'describe', 'told_seeds', 'profile']
 
-# %% ../nbs/51d_opening.ipynb #53605a15
+# %% ../nbs/51d_opening.ipynb #19b62311
 def data_root(config: Config) -> Path:
     "Where the pictures are; ToyVOC is drawn when it is not there."
     data = config.data
@@ -51,11 +51,12 @@ def open_data(config: Config,
               split: str, # "train" or "val"
               masks: bool = False, # where there are any; for scores alone
               simple: bool = True, # with the simple pictures that are trained on as well
+              instances: bool = False, # where there are any; for scores alone
               ) -> TaggedImages:
     "One of the two lists of pictures."
     root, name, settings = data_root(config), getattr(config.data, split), config.data
-    masks = masks and (root / "SegmentationClass").is_dir()
-    listed = (voc12 if name == "train_aug" else voc_folder)(root, name, masks=masks)
+    masks, instances = masks and (root / "SegmentationClass").is_dir(), instances and (root / "SegmentationObject").is_dir()
+    listed = (voc12 if name == "train_aug" else voc_folder)(root, name, masks=masks, instances=instances)
     check(settings.simple is not None or not settings.only_simple, "data.only_simple is true, but there are no simple pictures", "data.simple, a folder", "name it, or take only_simple out")
     if split != "train" or settings.simple is None or not simple:
         return listed

@@ -20,7 +20,7 @@ from .schedule import Training
 
 # %% auto #0
 __all__ = ['WORDS', 'IDLE', 'in_words', 'convert', 'settle', 'Data', 'Classify', 'check_scales', 'Cues', 'Train', 'Retrain',
-           'Objects', 'Predict', 'Config', 'flatten', 'as_dict', 'difference', 'fingerprint']
+           'Objects', 'Detect', 'Predict', 'Config', 'flatten', 'as_dict', 'difference', 'fingerprint']
 
 # %% ../nbs/50b_settings.ipynb #0c6f16a6
 WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", NoneType: "none", dict: "a table", object: "anything"}
@@ -173,19 +173,29 @@ class Retrain(Train):
         check_scales(self.scales)
         check(self.rounds >= 0, f"rounds is {self.rounds}", "a number from 0", "0 leaves retraining out")
 
-# %% ../nbs/50b_settings.ipynb #453bd023
+# %% ../nbs/50b_settings.ipynb #ba05e756
 @dataclass(frozen=True)
 class Objects:
     "Who finds the objects of the pictures, and what tells which of them are alike; for recipes that ask."
     source: str = "detector" # detector: ToyVOC's, which never saw the classes; saliency: no training; coco: trained on masks of COCO; or a path: a file of write_instances or of COCO results, a folder of S4Net's arrays
-    score: float = .5 # of a detector: objects it is less sure of are left out
+    score: float = .3 # of a detector: objects it is less sure of are left out; what is wrong all the same, tagging may throw away
     limit: int = 100 # objects a picture, the surest
     features: str = "toy" # toy, resnet50 (ImageNet's), or a file of save_features
     size: int = 64 # of the square an object is cut out as
+    masked: bool = False # what lies in its box beside it gets the mean colour
 
     def __post_init__(self):
         settle(self)
         check(self.limit > 0 and self.size > 0, f"limit is {self.limit}, size {self.size}", "whole numbers from 1", "correct the setting")
+
+
+@dataclass(frozen=True)
+class Detect:
+    "Mask R-CNN on the tagged objects; for the command detect alone."
+    network: str = "small" # or resnet50
+    preset: str = "toy" # of detection.PRESETS
+    weights: str | None = "toy" # toy: the course's pretraining; imagenet, coco, random or a path
+    __post_init__ = settle
 
 
 @dataclass(frozen=True)
@@ -215,6 +225,7 @@ class Config:
     train: Train = Train()
     retrain: Retrain = Retrain()
     predict: Predict = Predict()
+    detect: Detect = Detect()
     seed: int = 0 # of all that is random in training
     device: str | None = None # none: a GPU where there is one
     __post_init__ = settle
