@@ -1,7 +1,10 @@
 """Exercises ask something: their checks fail before the student's work and pass after it."""
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,13 +14,22 @@ from notebooks import lesson_paths, make_lesson
 
 def tried_alone(path: Path) -> subprocess.CompletedProcess:
     """The exercises of a notebook, tried in a process of their own."""
-    return subprocess.run([sys.executable, Path(__file__).with_name("exercises.py"), path], capture_output=True, text=True)
+    return subprocess.run([sys.executable, Path(__file__).with_name("exercises.py"), path], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.fixture(scope="module")
+def tries(request) -> Iterator[dict[Path, Future]]:
+    """The lessons that are asked for, tried beside each other: a process for each core, one thread for each process."""
+    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+    yield {item.callspec.params["path"]: pool.submit(tried_alone, item.callspec.params["path"])
+           for item in request.session.items if getattr(item, "originalname", "") == "test_exercises_of_lesson"}
+    pool.shutdown(cancel_futures=True)
 
 
 @pytest.mark.parametrize("path", lesson_paths(), ids=lambda path: path.stem)
-def test_exercises_of_lesson(path):
+def test_exercises_of_lesson(path, tries):
     """Each check refuses the empty cell and accepts the solution."""
-    result = tried_alone(path)
+    result = tries[path].result()
     assert result.returncode == 0, result.stdout + result.stderr[-2000:]
 
 

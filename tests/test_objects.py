@@ -55,7 +55,7 @@ def test_cues_are_the_masks_of_tagged_objects(run, few):
         expected = np.full(data.image(i).shape[:2], BACKGROUND if len(here) else IGNORE, np.uint8)
         for k in np.argsort(here.scores, kind="stable"):
             expected[here.masks[k]] = here.classes[k]
-        assert np.array_equal(S.S[0], expected) and S.names == ("salient 0",) and "robust_background" in S.made["objects"]
+        assert np.array_equal(S.S[0], expected) and S.names == ("salient 0",) and "robust_background" in S.made["objects"] and f"{len(tagged.image)} of {len(looks)} objects, 0.0% from" in S.made["tagged"]
         assert set(here.classes) <= set(np.flatnonzero(data.tags[i]) + 1)
 
 
