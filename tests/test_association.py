@@ -117,10 +117,21 @@ def test_alike_objects_share_a_tag():
     assert (TAGGERS["+ noise"](looks) == 0).sum() == 1                           # 4 · .9 is 3, rounded down
 
 
+def test_neighbours_are_as_many_as_asked():
+    """The uncertain object is most like a cat, and a little less like two cows: one neighbour says cat, three say cow; three is the usual."""
+    angles = np.array([0., .3, -.35, .36])                       # uncertain, cat, cow, cow
+    features = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    keywords = np.array([[1, 1], [0, 1], [1, 0], [1, 0]], bool)
+    looks = Looks(features, np.zeros((4, 2), np.float32), keywords)
+    assert (associate(looks, beta=0., neighbours=3).tag[0], associate(looks, beta=0.).tag[0]) == (1, 1)
+    alone = Looks(np.array([[1, 0, 0], [.9, .1, 0], [.8, 0, .6], [.8, 0, .61]], np.float32), np.zeros((4, 2), np.float32), keywords)
+    assert (associate(alone, beta=0., neighbours=1).tag[0], associate(alone, beta=0., neighbours=3).tag[0]) == (2, 1)
+
+
 def test_scores_by_hand():
-    """Six instances: three objects right, one wrong, one lost, one noise kept."""
-    tag, truth = np.array([1, 2, 3, 1, 0, 2]), np.array([1, 2, 3, 2, 1, 0])
-    assert tag_scores(tag, truth) == {"right": 3 / 5, "right of those kept": 3 / 5, "objects kept": 4 / 5, "noise dropped": 0.}
+    """Eight instances: three objects right, one wrong, one lost; of three pieces of noise two are kept."""
+    tag, truth = np.array([1, 2, 3, 1, 0, 2, 2, 0]), np.array([1, 2, 3, 2, 1, 0, 0, 0])
+    assert tag_scores(tag, truth) == {"right": 3 / 5, "right of those kept": 3 / 6, "objects kept": 4 / 5, "noise dropped": 1 / 3}
     nothing = tag_scores(np.zeros(2, int), np.zeros(2, int))
     assert np.isnan(nothing["right"]) and nothing["noise dropped"] == 1.
 
