@@ -2,9 +2,6 @@
 import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from run_toy import TINY, WST, light_up, tiny
+from run_toy import WST, light_up, tiny
 
 from wsss_nb.checkpoint import read_log
-from wsss_nb.config import load_config
 from wsss_nb.core import IGNORE, DataError
 from wsss_nb.evaluation import confusion, evaluate_folder, supervision_quality
 from wsss_nb.files import folder_hash, read_labels
@@ -308,20 +304,3 @@ def test_a_layer_with_a_typo_is_refused_before_anything_is_trained(few, tmp_path
     with pytest.raises(DataError, match="trunk.block5"):
         classify(config, tmp_path)
     assert not list((tmp_path / "classify").glob("*/*"))
-
-
-# ---- several processes ---------------------------------------------------------------------------------------------------
-
-def test_two_processes_make_one_run(toyvoc, tmp_path):
-    """torchrun with the command itself, all stages: each file once, the same pictures learned from, and the first process alone talks."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    both = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", str(port), "--no-python", "--", str(Path(sys.executable).parent / "wsss_nb")]
-    words = [f"--set={text}" for text in (*TINY, "device=cpu")]
-    done = subprocess.run([*both, "run", "--recipe", "dsrg/toy", "--data", str(toyvoc), "--run", str(tmp_path / "two"), *words],
-                          env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("4/8 train") == 1 and done.stdout.count("The whole story") == 1
-    assert [row["epoch"] for row in read_log(tmp_path / "two/train/quality.jsonl")] == [0, 1]
-    assert classify(load_config("dsrg/toy", toyvoc, overrides=[*TINY, "device=cpu"]), tmp_path / "two") == read_manifest(tmp_path / "two/classify")

@@ -190,6 +190,7 @@ def predict_folder(network: nn.Module, # a Segmenter
                    sizes: Sequence[int] | None = None, sum: str = "logits", # as `predict_probabilities`
                    margin: float = 1e-4, # as `amend`
                    limit: int = LIMIT, # a picture of more pixels is made smaller, and its label map larger again
+                   only: range | None = None, # positions: this process's share of the pictures; None: all
                    ) -> Path:
     "A label map for each picture; goes on where it was stopped."
     accepted = None if accepted is None else np.asarray(accepted)
@@ -203,7 +204,7 @@ def predict_folder(network: nn.Module, # a Segmenter
         if not alive(litter):
             litter.unlink(missing_ok=True)
     target = [folder / f"{name}.png" for name in data.ids]
-    todo = [i for i, path in enumerate(target) if not (path.exists() and whole(path, image_size(data.image_file(data.ids[i])), data.n_classes))]
+    todo = [i for i in (range(len(data)) if only is None else only) if not (target[i].exists() and whole(target[i], image_size(data.image_file(data.ids[i])), data.n_classes))]
     def finish(i: int, H: Tensor, image: np.ndarray, size: tuple[int, int]) -> None:
         S = decide(H, image, crf, None if accepted is None else accepted[i], margin)
         write_labels(target[i], S if S.shape == size else shrink(S[None], size)[0])
@@ -213,5 +214,5 @@ def predict_folder(network: nn.Module, # a Segmenter
         H = predict_probabilities(network, image, scales, flip, sizes, sum)
         require_finite(H[None], (data.ids[i],))
         return partial(finish, i, H if on_device else H.cpu(), image, picture.shape[:2])
-    run_beside((prepare(i) for i in progress(todo, desc="predicting", unit="picture")), workers)
+    run_beside((prepare(i) for i in progress(todo, desc="predicting", unit="picture", disable=only is not None and 0 not in only)), workers)
     return folder

@@ -67,7 +67,8 @@ def make_labels(network: nn.Module, # a trained Segmenter
                 restrict: bool = False, # only classes of each picture's tags: legal, tags are training data
                 workers: int | None = None, # threads that run the CRF and write; None: one a core
                 sizes: Sequence[int] | None = None, # square views instead of scales
+                only: range | None = None, # positions: this process's share of the pictures; None: all
                 ) -> LabelFolder: # a TrainingSet's cues
     "Predict the training pictures, as supervision for the next training; goes on where it was stopped."
-    predict_folder(network, data, folder, scales, flip, crf, data.tags if restrict else None, workers, sizes, margin=1.)
-    return label_folder(folder, data.classes, data.ids)
+    predict_folder(network, data, folder, scales, flip, crf, data.tags if restrict else None, workers, sizes, margin=1., only=only)
+    return label_folder(folder, data.classes, data.ids if only is None else [data.ids[i] for i in only])

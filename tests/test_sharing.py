@@ -1,0 +1,169 @@
+"""Lesson 51b: every picture to one process; two processes make one run, also when one of them is killed."""
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from run_toy import TINY, tiny
+
+from wsss_nb import sharing, stages
+from wsss_nb.checkpoint import read_log
+from wsss_nb.config import load_config
+from wsss_nb.core import DataError
+from wsss_nb.files import folder_hash
+from wsss_nb.inference import predict_folder
+from wsss_nb.manifest import read_manifest
+from wsss_nb.run import Team
+from wsss_nb.segmenter import load_segmenter
+from wsss_nb.sharing import meet, require_alike, share, versions
+from wsss_nb.voc import voc_folder
+
+CPU = torch.device("cpu")
+
+
+@given(st.integers(0, 99), st.integers(1, 9))
+def test_each_item_belongs_to_one(n, size):
+    """All shares together are all items, none twice, and they differ by one at most."""
+    shares = [list(share(n, Team(rank, size, CPU))) for rank in range(size)]
+    assert sorted(sum(shares, [])) == list(range(n))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_alone_nobody_is_waited_for():
+    """What a single process brings is all there is."""
+    assert meet(Team(0, 1, CPU), 5) == [5]
+
+
+def test_other_versions_are_refused():
+    """The process, the library and both versions are named; the same versions pass."""
+    require_alike([versions()] * 3)
+    with pytest.raises(DataError, match="process 1 has torchvision 0.1, process 0 has .*install torchvision=="):
+        require_alike([versions(), versions() | {"torchvision": "0.1"}])
+
+
+@pytest.fixture
+def second(monkeypatch):
+    """This process plays the second of two, which meets nobody."""
+    team = Team(1, 2, CPU)
+    monkeypatch.setattr(stages, "join_team", lambda device=None: team)
+    monkeypatch.setattr(stages, "meet", lambda team, value=None: [value])
+
+
+def test_the_second_process_makes_every_second_file(finished_run, toyvoc, tmp_path, second):
+    """Cues, labels to retrain on, and predictions; none of the first one's, and no manifest, note or score."""
+    run, data = Path(shutil.copytree(finished_run, tmp_path / "run")), tiny(toyvoc)
+    ids, odd = voc_folder(toyvoc, "train").ids, voc_folder(toyvoc, "train").ids[1::2]
+    for gone in ("cues", "retrain", "predict", "evaluate"):
+        shutil.rmtree(run / gone)
+    with pytest.raises(DataError, match=f"lacks the cues of {len(ids[::2])} of {len(ids)} images"):   # nobody made the others: they are missed
+        stages.cues.__wrapped__(data, run)
+    assert sorted(path.stem for path in (run / "cues").glob("*.npz")) == sorted(odd)
+    with pytest.raises(DataError, match="lacks the label maps"):
+        stages.retrain.__wrapped__(data, run)
+    assert sorted(path.stem for path in (run / "retrain/1/labels").glob("*.png")) == sorted(odd) and not (run / "retrain/1/labels.json").exists()
+    shutil.copytree(finished_run / "retrain", run / "retrain", dirs_exist_ok=True)
+    stages.predict.__wrapped__(data, run)
+    assert sorted(path.stem for path in (run / "predict/val").glob("*.png")) == sorted(voc_folder(toyvoc, "val").ids[1::2])
+    stages.evaluate.__wrapped__(data, run)
+    assert not (run / "evaluate").exists()
+
+
+def test_shares_make_the_same_predictions(finished_run, toyvoc, tmp_path):
+    """Three processes one after the other write what one writes."""
+    data, network = voc_folder(toyvoc, "val"), load_segmenter(finished_run / "train/segmenter.pt")
+    for rank in range(3):
+        predict_folder(network, data, tmp_path / "shared", accepted=data.tags, only=share(len(data), Team(rank, 3, CPU)))
+    predict_folder(network, data, tmp_path / "alone", accepted=data.tags)
+    assert folder_hash(tmp_path / "shared") == folder_hash(tmp_path / "alone")
+
+
+def test_scores_of_shares_add_up(finished_run, toyvoc, tmp_path, monkeypatch):
+    """Two processes' confusion matrices are that of all pictures."""
+    run, brought = Path(shutil.copytree(finished_run, tmp_path / "run")), []
+    monkeypatch.setattr(stages, "join_team", lambda device=None: Team(1, 2, CPU))
+    monkeypatch.setattr(stages, "meet", lambda team, value=None: brought.append(value) or [value])
+    stages.evaluate.__wrapped__(tiny(toyvoc), run)
+    monkeypatch.setattr(stages, "join_team", lambda device=None: Team(0, 2, CPU))
+    monkeypatch.setattr(stages, "meet", lambda team, value=None: [value, brought.pop(0)])
+    before = json.loads((run / "evaluate/val.json").read_text())
+    stages.evaluate.__wrapped__(tiny(toyvoc), run)
+    assert json.loads((run / "evaluate/val.json").read_text()) == before
+
+
+# ---- two processes -------------------------------------------------------------------------------------------------------
+
+def start(run: Path, data: Path) -> subprocess.Popen:
+    """The command line in two processes that torchrun starts."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [f"--set={text}" for text in (*TINY, "train.epochs=3", "device=cpu")]
+    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", str(port), "--no-python", "--",
+                             str(Path(sys.executable).parent / "wsss_nb"), "run", "--recipe", "dsrg/toy", "--data", str(data), "--run", str(run), *words],
+                            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def shared(toyvoc, tmp_path_factory) -> tuple[Path, str]:
+    """A run of two processes that nobody disturbed, and what was printed."""
+    run = tmp_path_factory.mktemp("two") / "run"
+    work = start(run, toyvoc)
+    out, error = work.communicate(timeout=240)
+    assert work.returncode == 0, error[-2000:]
+    return run, out
+
+
+def test_two_processes_make_one_run(shared, toyvoc):
+    """All stages: each file once, every picture done, and the first process alone talks."""
+    run, printed = shared
+    train, val = (voc_folder(toyvoc, split).ids for split in ("train", "val"))
+    assert printed.count("4/8 train") == 1 and printed.count("The whole story") == 1
+    assert {path.stem for path in (run / "cues").glob("*.npz")} == set(train) == {path.stem for path in (run / "retrain/1/labels").glob("*.png")}
+    assert {path.stem for path in (run / "predict/val").glob("*.png")} == set(val)
+    assert [row["epoch"] for row in read_log(run / "train/quality.jsonl")] == [0, 1, 2, 3]
+    config = load_config("dsrg/toy", toyvoc, overrides=[*TINY, "train.epochs=3", "device=cpu"])
+    assert stages.classify(config, run) == read_manifest(run / "classify")
+    assert json.loads((run / "evaluate/val.json").read_text())["images"] == len(val)
+
+
+def test_one_of_two_is_killed_and_the_run_goes_on(shared, toyvoc, tmp_path):
+    """SIGKILL to the second process in the middle of training: the command ends, and called again ends as if nothing had been."""
+    work, run = start(tmp_path / "run", toyvoc), tmp_path / "run"
+    while not (run / "train/last.pt").exists():
+        assert work.poll() is None, work.communicate()[1][-2000:]
+        time.sleep(.02)
+    next(child for child in psutil.Process(work.pid).children() if child.environ().get("RANK") == "1").send_signal(signal.SIGKILL)
+    _, error = work.communicate(timeout=240)
+    assert work.returncode != 0 and "SIGKILL" in error and not (run / "train/segmenter.pt").exists()
+    again = start(run, toyvoc)
+    _, error = again.communicate(timeout=240)
+    assert again.returncode == 0, error[-2000:]
+    for network in ("train", "retrain/1"):
+        one, other = (torch.load(where / network / "segmenter.pt", weights_only=True)["state"] for where in (run, shared[0]))
+        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert folder_hash(run / "predict") != "" and {path.name: path.read_bytes() for path in (run / "predict/val").glob("*.png")} == {path.name: path.read_bytes() for path in (shared[0] / "predict/val").glob("*.png")}
+    assert (run / "evaluate/val.json").read_text() == (shared[0] / "evaluate/val.json").read_text()
+
+
+def test_patience_is_asked_for_in_a_group_of_its_own():
+    """A week, through Gloo: not the group of training, which takes silence for death."""
+    asked = {}
+    before = sharing.dist.new_group
+    sharing._patient.cache_clear()
+    sharing.dist.new_group = lambda **how: asked.update(how)
+    try:
+        sharing._patient()
+    finally:
+        sharing.dist.new_group = before
+        sharing._patient.cache_clear()
+    assert asked["backend"] == "gloo" and asked["timeout"].days >= 7
