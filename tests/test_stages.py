@@ -4,6 +4,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ import torch
 from PIL import Image
 from run_toy import WST, light_up, tiny
 
+from wsss_nb import stages
 from wsss_nb.checkpoint import read_log
 from wsss_nb.core import IGNORE, DataError
 from wsss_nb.evaluation import confusion, evaluate_folder, supervision_quality
 from wsss_nb.files import folder_hash, read_labels
 from wsss_nb.manifest import read_manifest
+from wsss_nb.memory import memory
 from wsss_nb.pretraining import load_classifier
 from wsss_nb.seeds import shrink
 from wsss_nb.segmenter import load_segmenter
@@ -304,3 +307,19 @@ def test_a_layer_with_a_typo_is_refused_before_anything_is_trained(few, tmp_path
     with pytest.raises(DataError, match="trunk.block5"):
         classify(config, tmp_path)
     assert not list((tmp_path / "classify").glob("*/*"))
+
+
+def test_a_gpu_without_room_says_what_fits(finished_run, toyvoc, tmp_path, monkeypatch):
+    """Whichever training it was; the accumulation named is one that the memory count of lesson 20b allows in two thirds of the room."""
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    redo(run, "train", "retrain")
+    network, each = load_segmenter(finished_run / "train/segmenter.pt").train(), 64
+    room = int(1.5 * memory(network, each, 3, moments=2)) + 20_000   # the toy preset learns by adamw
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(stages, "train_segmenter", full)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=room))
+    with pytest.raises(DataError, match="ran out of memory.*set train.accumulate=3: 3 at once") as error:   # batches of 8, three at once
+        train(tiny(toyvoc), run)
+    assert "\n" not in str(error.value)

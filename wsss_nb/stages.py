@@ -25,6 +25,7 @@ from .memory import told_memory
 from .networks import require_name
 from .objects import asks_objects, find_and_look, learn_instances, object_maker, objects_hash, told_objects
 from .opening import check_recipe, classifier_names, classifier_start, classifiers_of, cue_maker, data_root, open_data, recipe_of, start_network, start_segmenter, stored_cues
+from .packed import pack_cues
 from .presets import PAPERS
 from .pretraining import save_classifier
 from .recipes import find_recipe, mask_loss
@@ -106,6 +107,8 @@ def cues(config: Config, run: Path) -> dict:
     todo = [i for i in share(len(data), team) if data.ids[i] in missing]
     run_beside((partial(one, i) for i in progress(todo, desc="making cues", unit="picture", disable=team.rank > 0)))
     meet(team)
+    if config.cues.size and team.rank == 0:
+        pack_cues(folder, data.classes, data.ids)
     return count_cues(config, run) | disclosed
 
 
