@@ -82,13 +82,14 @@ def settle(settings: object) -> None:
     for name, hint in get_type_hints(type(settings)).items():
         object.__setattr__(settings, name, convert(getattr(settings, name), hint, name))
 
-# %% ../nbs/50b_settings.ipynb #06e51d3b
+# %% ../nbs/50b_settings.ipynb #22411850
 @dataclass(frozen=True)
 class Data:
     "Which pictures."
-    name: str = "toyvoc" # or a folder in VOC layout
-    train: str = "train" # lists of ImageSets/Segmentation
-    val: str = "val"
+    name: str = "toyvoc" # or a folder in VOC or COCO layout
+    train: str | None = None # a list of ImageSets/Segmentation, of annotations, or a JSON file; none: the folder's own
+    val: str | None = None
+    tagged: bool = True # of COCO's pictures only those with a tag
     n_train: int = 600 # pictures drawn for ToyVOC
     n_val: int = 150
     seed: int = 0 # of the drawing
