@@ -4,11 +4,13 @@ import os
 import pickle
 import struct
 import urllib.error
+import urllib.request
 import zipfile
 
 import numpy as np
 import pytest
 import torch
+from file_server import file_server
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -318,41 +320,54 @@ def test_fetch_once(hub, tmp_path):
     assert fetch(wanted) == hub / "w.pth"
 
 
-def test_fetch_of_something_else_leaves_nothing(hub, tmp_path):
-    """A wrong fingerprint is refused after downloading and before, and never takes the file's place."""
+def test_fetch_of_something_else(hub, tmp_path):
+    """A wrong fingerprint is refused after downloading and before, never takes the file's place, and is set aside."""
     (tmp_path / "there").write_bytes(b"weights")
-    refused(lambda: fetch(source(tmp_path / "there", digits="00000000")), "w.pth", "00000000", tmp_path / "there")
-    assert list(hub.iterdir()) == []
+    refused(lambda: fetch(source(tmp_path / "there", digits="00000000")), "w.pth", "00000000", tmp_path / "there", hub / "w.pth.wrong")
+    assert not (hub / "w.pth").exists() and (hub / "w.pth.wrong").read_bytes() == b"weights"
     (hub / "w.pth").write_bytes(b"weigh")                     # somebody's half download
-    refused(lambda: fetch(source(tmp_path / "there")), hub / "w.pth", "delete it")
+    assert fetch(source(tmp_path / "there")).read_bytes() == b"weights" and (hub / "w.pth.wrong2").read_bytes() == b"weigh"
 
 
 def test_fetch_without_network(hub, monkeypatch):
     """The error names the file, its address and the folder it belongs in; nothing half done stays."""
     def no_network(*arguments, **options):
         raise urllib.error.URLError("Temporary failure in name resolution")
-    monkeypatch.setattr(torch.hub, "urlopen", no_network)
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", no_network)
     for name in ("vgg16", "resnet50", "resnet101"):
-        refused(lambda: fetch(SOURCES[name]), SOURCES[name].file, "https://download.pytorch.org/models/", hub / SOURCES[name].file)
-    assert list(hub.iterdir()) == []
+        refused(lambda: fetch(SOURCES[name]), SOURCES[name].file, "https://download.pytorch.org/models/", hub / SOURCES[name].file, "name resolution")
+    assert [p for p in hub.iterdir() if p.name[0] != "."] == []
     refused(lambda: fetch(SOURCES["resnet38"]), SOURCES["resnet38"].file, "itijyou/ademxapp", hub)
 
 
-def test_fetch_breaks_half_way(hub, tmp_path, monkeypatch):
-    """A connection that dies leaves nothing behind."""
-    class Dying:
-        def __init__(self, *_): self.left = [b"some", ConnectionResetError("reset by peer")]
-        def __enter__(self): return self
-        def __exit__(self, *_): return False
-        def info(self): return type("", (), {"get_all": lambda *_: None})()
-        def read(self, _):
-            part = self.left.pop(0)
-            if isinstance(part, Exception):
-                raise part
-            return part
-    monkeypatch.setattr(torch.hub, "urlopen", Dying)
-    refused(lambda: fetch(SOURCES["vgg16"]), "vgg16-397923af.pth", "reset by peer")
-    assert list(hub.iterdir()) == []
+def test_fetch_goes_on(hub):
+    """A connection that dies in the middle is continued by the next call."""
+    with file_server() as server:
+        wanted = Source("w.pth", server.put("/w.pth", b"weights" * 1000, short=[3000]), hashlib.sha256(b"weights" * 1000).hexdigest()[:8])
+        refused(lambda: fetch(wanted, pauses=()), "w.pth", "3,000 of 7,000")
+        assert fetch(wanted).read_bytes() == b"weights" * 1000 and server.asked[-1][1] == "bytes=3000-"
+
+
+def test_fetch_from_a_folder(hub, tmp_path):
+    """A file somebody has already is compared and copied to where networks look for it."""
+    md5 = hashlib.md5(b"mxnet").hexdigest()
+    (tmp_path / "m.params").write_bytes(b"mxnet")
+    by_hand = Source("m.params", "https://example.org (by hand)", md5, False)
+    assert fetch(by_hand, tmp_path) == hub / "m.params" and (hub / "m.params").read_bytes() == b"mxnet" and fetch(by_hand) == hub / "m.params"
+    (tmp_path / "m.params").write_bytes(b"other")
+    (hub / "m.params").unlink()
+    refused(lambda: fetch(by_hand, tmp_path), tmp_path / "m.params", "MD5")
+
+
+def test_fetch_without_a_published_hash(hub, tmp_path):
+    """The copy of ResNet-38 has none: the first download records it, and a change is noticed."""
+    assert weights.RESNET38_TORCH.digits == "" and weights.RESNET38_TORCH.download
+    (tmp_path / "there").write_bytes(b"weights")
+    unknown = source(tmp_path / "there", digits="")
+    fetch(unknown)
+    (hub / "w.pth").unlink()
+    (tmp_path / "there").write_bytes(b"changed")
+    refused(lambda: fetch(unknown), hub / "w.pth.wrong", hashlib.sha256(b"weights").hexdigest()[:16])
 
 
 def test_sources_agree_with_torchvision():

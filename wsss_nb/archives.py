@@ -41,7 +41,7 @@ def safe_name(name: str, # as it stands in the archive
     check(not wrong, f"{where} holds an entry called {name[:80]!r}", "names that stay in the folder", AGAIN)
     return "/".join(steps)
 
-# %% ../nbs/02e_archives.ipynb #b79db2f6
+# %% ../nbs/02e_archives.ipynb #e43ceb74
 class Entry(NamedTuple):
     "A file in an archive."
     name: str
@@ -55,7 +55,7 @@ def readable(archive: Path):
     try:
         yield
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError, NotImplementedError, UnicodeError, OverflowError) as error:
-        check(False, f"{archive} is broken or cut short ({error or type(error).__name__})", "a whole tar, tar.gz or zip", "download or copy it again")
+        check(False, f"{archive} is broken or cut short ({(str(error) or type(error).__name__).splitlines()[0].rstrip(' :(')})", "a whole tar, tar.gz or zip", "download or copy it again")
 
 
 def _tar_entries(opened: tarfile.TarFile, where: Path) -> Iterator[Entry]:
@@ -65,6 +65,9 @@ def _tar_entries(opened: tarfile.TarFile, where: Path) -> Iterator[Entry]:
         name = safe_name(member.name, where)
         if member.isfile():
             yield Entry(name, member.size, lambda member=member: opened.extractfile(member))
+    opened.fileobj.seek(opened.offset)           # tarfile takes a damaged header for the end; the end is a block of zeros
+    end = opened.fileobj.read(tarfile.BLOCKSIZE)
+    check(not any(end) and len(end) in (0, tarfile.BLOCKSIZE), f"{where} is broken or cut short at byte {opened.offset:,}", "a whole tar", "download or copy it again")
 
 
 def _zip_entries(opened: zipfile.ZipFile, where: Path) -> Iterator[Entry]:
@@ -203,7 +206,7 @@ def _write_all(found: Iterator[Entry], left: dict[str, None], strip: int, folder
             _write(entry, _inside(folder / name, folder, known), archive)
             bar.update(entry.size)
 
-# %% ../nbs/02e_archives.ipynb #90113cb1
+# %% ../nbs/02e_archives.ipynb #24c42a7d
 class Piece(NamedTuple):
     "A published archive, and what of it is wanted."
     remote: Remote
@@ -243,7 +246,7 @@ def pieces_faults(pieces: list[Piece],
         files, archive = unpacked(folder, remote.file), folder / "archives" / remote.file
         lacks = missing(files or {}, folder)
         faults += [f"{remote.file} has not been unpacked to the end"] if files is None else []
-        faults += [f"{len(lacks):,} of the {len(files):,} files of {remote.file} are missing or cut short, the first is {lacks[0]}"] if lacks else []
+        faults += [f"missing or cut short: {len(lacks):,} of {len(files):,} files of {remote.file}, the first is {lacks[0]}"] if lacks else []
         fault = fault_of(archive, remote) if hashes and archive.exists() else ""
         faults += [f"{archive} {fault}"] if fault else []
     return faults

@@ -172,7 +172,7 @@ def _more(response: addinfourl | HTTPResponse) -> bytes:
     except (OSError, HTTPException, ValueError) as error:
         raise Failed(f"the connection ended ({error or type(error).__name__})", True) from None
 
-# %% ../nbs/02d_downloads.ipynb #e312073f
+# %% ../nbs/02d_downloads.ipynb #60ed4406
 PAUSES = (1., 4., 15., 60.)      # seconds before the same address is asked again
 
 
@@ -224,7 +224,7 @@ def _fetch(remote: Remote, path: Path, pauses: tuple[float, ...], timeout: float
         if len(reasons) < len(remote.addresses):
             say(f"{remote.file}, {got}. Asking the next address.")
     check(False, f"{remote.file} could not be downloaded: {'; '.join(reasons)}", f"{remote.about or 'the file'} from {', or '.join(remote.addresses)}",
-          "run the same command again later, it goes on from what is there; or get the file by hand and name its folder with --from")
+          f"run the same command again later, it goes on from what is there; or get the file by hand and put it there as {path}, or into a folder named with --from")
 
 
 def _keep(remote: Remote, path: Path, say: Callable[[str], None]) -> Path | None:

@@ -72,7 +72,7 @@ def make_masks(root: str | Path, # VOC2012
                 write_labels(target / f"{i}.png", read_sbd(Path(sbd) / f"cls/{i}.mat", len(VOC_CLASSES) + 1, size))
     return len(left)
 
-# %% ../nbs/02f_voc_files.ipynb #7927742e
+# %% ../nbs/02f_voc_files.ipynb #6aca42c9
 def _list_faults(root: Path, name: str, needs: tuple[str, ...], count: int | None) -> list[str]:
     "What is wrong with one list and the files of its images."
     path, ends = root / LISTS / f"{name}.txt", {"JPEGImages": ".jpg", "Annotations": ".xml"}
@@ -83,7 +83,7 @@ def _list_faults(root: Path, name: str, needs: tuple[str, ...], count: int | Non
     faults = [f"{path} lists {len(ids):,} images instead of {count:,}"] if count not in (None, len(ids)) else []
     for folder in needs:
         lacks = sorted(set(ids) - whole_files(root / folder, ends.get(folder, ".png")))
-        faults += [f"{len(lacks):,} of the {len(ids):,} images of {name}.txt have no file in {root / folder}, the first is {lacks[0]}"] if lacks else []
+        faults += [f"not in {root / folder}: {len(lacks):,} of {len(ids):,} images of {name}.txt, the first is {lacks[0]}"] if lacks else []
     return faults
 
 
