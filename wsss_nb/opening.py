@@ -43,8 +43,8 @@ from .training import training_view
 # %% auto #0
 __all__ = ['SECOND', 'data_root', 'list_of', 'open_data', 'recipe_of', 'start_network', 'classifier_names', 'classifier_start',
            'classifiers_of', 'start_segmenter', 'given_seeds', 'cue_settings', 'check_recipe', 'needs_of',
-           'check_layers', 'cue_maker', 'stored_cues', 'trainings', 'told_pictures', 'describe', 'told_seeds',
-           'profile']
+           'check_layers', 'cue_maker', 'stored_cues', 'trainings', 'told_lists', 'told_pictures', 'describe',
+           'told_seeds', 'profile']
 
 # %% ../nbs/51d_opening.ipynb #8cb345a7
 def data_root(config: Config) -> Path:
@@ -207,7 +207,7 @@ def stored_cues(config: Config, run: Path, data: TaggedImages) -> CueFolder | Pa
     names = read_seeds(found.folder / f"{data.ids[0]}.npz", data.classes).names
     return packed_cues(run / "cues", data.classes, data.ids, names[0] if len(names) == 1 else None)
 
-# %% ../nbs/51d_opening.ipynb #f5af42aa
+# %% ../nbs/51d_opening.ipynb #438629e7
 def trainings(config: Config, n_classes: int, # 1+C
               ) -> dict[str, Work]: # name -> what is trained
     "Every training of a run, in order."
@@ -217,17 +217,22 @@ def trainings(config: Config, n_classes: int, # 1+C
             | {name: Work(s.network, s, s.size, n_classes, s.head, s.stride) for name, s in stages.items()})
 
 
+def told_lists(config: Config) -> str:
+    "Which lists of pictures a run has, in words."
+    if config.data.name == "toyvoc":
+        return f"ToyVOC, {config.data.n_train} and {config.data.n_val} pictures drawn by seed {config.data.seed}"
+    return "; ".join(told_list(config.data.name, list_of(config, split), config.data.tagged) for split in ("train", "val"))
+
+
 def told_pictures(config: Config) -> list[str]:
     "Where the pictures are, how many, and which."
     settings, root = config.data, Path(config.data.name)
     drawn = settings.name == "toyvoc"
-    lists = {} if drawn else {split: list_of(config, split) for split in ("train", "val")}
-    counts = {"train": settings.n_train, "val": settings.n_val} if drawn else {split: len(open_data(config, split, simple=False)) for split in lists}
+    counts = {"train": settings.n_train, "val": settings.n_val} if drawn else {split: len(open_data(config, split, simple=False)) for split in ("train", "val")}
     extra = {None: "", "toyvoc": f" and {settings.n_simple} simple ones, drawn"}.get(settings.simple, f" and the simple ones of {settings.simple}")
     lines = [f"pictures  {'drawn by seed ' + str(settings.seed) if drawn else root}",
              f"          {counts['train']}{extra if not settings.only_simple else ' left out for those' + extra[4:]} for training, {counts['val']} for validation"]
-    lines += [f"lists     {'; '.join(told_list(root, name, settings.tagged) for name in lists.values())}"] if lists else []
-    return lines + [f"needs     {key}: {what}" for key, what in needs_of(config).items()]
+    return [*lines, f"lists     {told_lists(config)}"] + [f"needs     {key}: {what}" for key, what in needs_of(config).items()]
 
 
 def describe(config: Config, run: str | Path) -> str:

@@ -46,7 +46,7 @@ def result_table(run: Path, about: dict) -> Html:
     if not rows:
         return element("p", "Nothing was evaluated, so there is no number to show.")
     setting = f" Its setting: {about['setting']}." if about.get("setting") else ""
-    note = (f"The paper's numbers are on PASCAL VOC 2012 with its own networks.{setting} On other data they say which order to expect, and cannot be compared one by one."
+    note = (f"The paper's numbers are on {about.get('data', 'PASCAL VOC 2012')} with its own networks.{setting} On other data they say which order to expect, and cannot be compared one by one."
             if paper else "The paper prints no number for these rows.")
     numbers = table("Measured on this run, and the paper's mean IoU; percent", ("", "paper", "mean IoU", "foreground IoU", "pixel accuracy", "mean accuracy", "pictures"), rows)
     return html(numbers, element("p", note), element("p", "One run is one draw: a difference counts only beside the spread of several seeds, which this page cannot know."))
@@ -224,6 +224,7 @@ def headline(run: Path, train: TaggedImages, val: TaggedImages | None, about: di
     result = f"mean IoU {percent(measured[final].summary()['mean_iou'])} % on {measured[final].images} pictures" if final else "nothing was measured"
     source = [link(about.get("url"), about["title"]), f", {about['venue']}." if about.get("venue") else "."] if about.get("title") else ["A recipe without a paper."]
     pictures = f"{len(train)} training pictures" + (f" and {len(val)} validation pictures" if val is not None else "") + f" of {len(train.classes)} classes: {', '.join(train.classes)}."
+    pictures += f" Lists: {about['lists']}." if about.get("lists") else ""
     return html(element("h1", f"{about.get('recipe', 'A run')}: {result}"), element("p", *source), element("p", pictures, class_="soft"))
 
 
@@ -238,7 +239,7 @@ def write_report(run: str | Path, # the run's folder; receives report/index.html
                  train: TaggedImages, # opened with masks where there are any: only this page looks at them
                  val: TaggedImages | None, # as train
                  settings: dict, # the resolved configuration
-                 about: dict, # recipe, title, venue, url, paper {evaluation: number}, rows {evaluation: name}, disclosed [text], upper_bound [evaluation], seed
+                 about: dict, # recipe, title, venue, url, paper {evaluation: number}, rows {evaluation: name}, disclosed [text], upper_bound [evaluation], seed, data and lists that the numbers are of
                  defaults: dict | None = None, # settings that differ from these are marked
                  ) -> Path:
     "One self-contained page about a run."

@@ -24,9 +24,9 @@ from .manifest import stage, write_json
 from .memory import told_memory
 from .networks import require_name
 from .objects import asks_objects, find_and_look, learn_instances, object_maker, objects_hash, told_objects
-from .opening import check_recipe, classifier_names, classifier_start, classifiers_of, cue_maker, data_root, open_data, recipe_of, start_network, start_segmenter, stored_cues
+from .opening import check_recipe, classifier_names, classifier_start, classifiers_of, cue_maker, data_root, open_data, recipe_of, start_network, start_segmenter, stored_cues, told_lists
 from .packed import pack_cues
-from .presets import PAPERS
+from .presets import PAPERS, RESULTS, data_set, reported
 from .pretraining import save_classifier
 from .recipes import find_recipe, mask_loss
 from .report import write_report
@@ -225,7 +225,8 @@ def evaluate(config: Config, run: Path) -> dict:
 
 def about(config: Config) -> dict:
     "What the report says of the method: its paper, the names of the rows, and what supervision was used."
-    paper = PAPERS.get(config.recipe)
+    paper, own = PAPERS.get(config.recipe), config.preset if (config.preset or "").startswith(f"{config.recipe}/") else None
+    setting = RESULTS[own].source if own in RESULTS else paper.setting if paper else ""
     rows = {"val": "final" if config.retrain.rounds else config.recipe, "val.train": f"{config.recipe}, before retraining", "val.plain": "without the classifier's veto",
             "val.tags": "told the true tags (upper bound)", "val.nocrf": "without the CRF", "val.single": "at one scale"}
     disclosed = [f"saliency of {config.cues.model}"] if config.cues.saliency else []
@@ -234,7 +235,7 @@ def about(config: Config) -> dict:
     networks = {config.train.network, *(classifier_start(config, name)[0] for name in classifier_names(config))}
     disclosed += ["the small network's pretraining: pictures of single objects, each with one label"] * ("small" in networks) + ["ImageNet: pictures with one label each"] * bool(networks - {"small"})
     return {"recipe": config.recipe, "title": paper.title if paper else find_recipe(config.recipe).__doc__ or "", "venue": paper.venue if paper else "",
-            "paper": dict(paper.reported) if paper else {}, "setting": paper.setting if paper else "", "disclosed": disclosed,
+            "paper": reported(own, config.recipe), "setting": setting, "data": data_set(own or "").name, "lists": told_lists(config), "disclosed": disclosed,
             "rows": {name: rows.get(name, name.partition(".")[2]) for name in ways_of(config)},
             "upper_bound": [f"val.{name}" for name in UPPER_BOUNDS]}
 
