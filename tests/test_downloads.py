@@ -309,8 +309,8 @@ def test_file_address(tmp_path):
 
 @pytest.mark.parametrize("changes, words", [
     ({"file": "../a.bin"}, "without folder"), ({"file": ""}, "without folder"), ({"addresses": ("ftp://x/a",)}, "https://"),
-    ({"addresses": ()}, "https://"), ({"addresses": ("/etc/passwd",)}, "https://"), ({"sha256": "abc"}, "8…64"),
-    ({"sha256": "z" * 64}, "8…64"), ({"md5": "0" * 31}, "32 of MD5")])
+    ({"addresses": ()}, "https://"), ({"addresses": ("/etc/passwd",)}, "https://"), ({"sha256": "abc"}, "64 of SHA-256"), ({"sha256": "0" * 63}, "64 of SHA-256"),
+    ({"sha256": "z" * 64}, "64 of SHA-256"), ({"md5": "0" * 31}, "32 of MD5")])
 def test_descriptions(changes, words):
     """A description that can't be right is refused when it is written."""
     refused(lambda: remote(**{"addresses": ("https://example.org/a",)} | changes), words)

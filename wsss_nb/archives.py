@@ -93,7 +93,7 @@ def entries(archive: Path):
             with tarfile.open(archive) as opened:
                 yield _tar_entries(opened, archive)
 
-# %% ../nbs/02e_archives.ipynb #c1a157ef
+# %% ../nbs/02e_archives.ipynb #eaa1ee62
 def list_archive(archive: str | Path,
                  wanted: Callable[[str], bool] | None = None, # which names, after stripping
                  strip: int = 0, # leading folders to leave out
@@ -101,17 +101,19 @@ def list_archive(archive: str | Path,
                  most: int = 1_000_000, # files
                  ) -> dict[str, int]: # name -> bytes
     "What would be unpacked, after looking at every entry."
-    archive, found, total = require_file(archive, "download it first"), {}, 0
+    archive, found, total, first = require_file(archive, "download it first"), {}, 0, "nothing"
     limit = limit or max(10 ** 9, 20 * archive.stat().st_size)
     with entries(archive) as listed:
         for count, entry in enumerate(listed, 1):
             total += entry.size
             check(count <= most, f"{archive} holds more than {most:,} files", "a data set", AGAIN)
             check(total <= limit, f"{archive} would unpack to more than {gigabytes(limit)}", "about what the publisher says", AGAIN)
+            first = entry.name if count == 1 else first
             name = "/".join(entry.name.split("/")[strip:])
             check(name not in found, f"{archive} holds {name} twice", "each file once", AGAIN)
             if name and (wanted is None or wanted(name)):
                 found[name] = entry.size
+    check(bool(found), f"{archive} holds none of the files that are wanted; it begins with {first}", "the layout that its publisher describes", "compare the names; with other leading folders another number of them must be stripped")
     _check_names(found, archive)
     return found
 

@@ -30,7 +30,7 @@ from .remotes import CHUNK, Remote, check_room, expected_hash, fault_of, file_ch
 # %% auto #0
 __all__ = ['PAUSES', 'Failed', 'Part', 'aside', 'download']
 
-# %% ../nbs/02d_downloads.ipynb #76c44686
+# %% ../nbs/02d_downloads.ipynb #b2a8a26d
 class Failed(Exception):
     "An address did not give the file; `again` says whether it may, later."
 
@@ -72,6 +72,7 @@ class Part:
     def append(self, file: BinaryIO, chunk: bytes) -> None:
         "Some more bytes."
         file.write(chunk)
+        file.flush()                              # what has come survives a kill
         self._take(chunk)
 
     def becomes(self, path: Path) -> Path:
@@ -172,7 +173,7 @@ def _more(response: addinfourl | HTTPResponse) -> bytes:
     except (OSError, HTTPException, ValueError) as error:
         raise Failed(f"the connection ended ({error or type(error).__name__})", True) from None
 
-# %% ../nbs/02d_downloads.ipynb #60ed4406
+# %% ../nbs/02d_downloads.ipynb #09e6b9dc
 PAUSES = (1., 4., 15., 60.)      # seconds before the same address is asked again
 
 
@@ -196,7 +197,8 @@ def _judge(remote: Remote, part: Part, path: Path) -> Path:
 
 def _persist(remote: Remote, address: str, part: Part, path: Path, pauses: tuple[float, ...], timeout: float, say: Callable[[str], None]) -> Path | str:
     "The file from one address, asked again as long as it is worth it; or why not."
-    waits, most, host = iter(()), part.most, urlsplit(address).netloc or address
+    waits, most, host = iter(()), part.length, urlsplit(address).netloc or address
+    part.most = most
     while True:
         try:
             _receive(remote, address, part, timeout, expected_hash(remote, path.parent)[1] is not None)

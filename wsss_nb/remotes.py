@@ -25,7 +25,7 @@ from .files import atomic
 __all__ = ['CHUNK', 'RECORDS', 'Remote', 'file_chunks', 'file_hash', 'read_records', 'write_record', 'expected_hash', 'is_page',
            'fault_of', 'verify', 'gigabytes', 'check_room', 'writing']
 
-# %% ../nbs/02c_remotes.ipynb #2321cfa8
+# %% ../nbs/02c_remotes.ipynb #797e3b6a
 CHUNK = 1 << 20      # bytes read at once
 RECORDS = "hashes.json"
 
@@ -36,7 +36,7 @@ class Remote:
     file: str # its name, without folder
     addresses: tuple[str, ...] # mirrors, tried in this order: https, http or file
     size: int | None = None # bytes
-    sha256: str | None = None # or its first digits, eight at least
+    sha256: str | None = None # or its first eight digits
     md5: str | None = None # for publishers who give no SHA-256
     about: str = "" # what it is
 
@@ -44,9 +44,8 @@ class Remote:
         check(bool(self.file) and not set(self.file) & set("/\\:\0") and self.file not in (".", ".."), f"a file to download is called {self.file!r}", "a name without folder", "take the last part of its address")
         wrong = next((a for a in self.addresses if urlsplit(a).scheme not in ("https", "http", "file")), None)
         check(bool(self.addresses) and wrong is None, f"{self.file} has the address {wrong!r}", "addresses that begin with https://, http:// or file://", "correct it, or download the file by hand")
-        digits = [(d.lower(), n) for d, n in ((self.sha256, 8), (self.md5, 32)) if d]
-        check(all(n <= len(d) <= (64 if n == 8 else n) and set(d) <= set(string.hexdigits) for d, n in digits), f"{self.file} has the hash {digits[0][0] if digits else ''}",
-              "hexadecimal digits: 8…64 of SHA-256, 32 of MD5", "copy it again from the publisher's page")
+        strange = [d for d, lengths in ((self.sha256, (8, 64)), (self.md5, (32,))) if d and (len(d) not in lengths or set(d) - set(string.hexdigits))]
+        check(not strange, f"{self.file} has the hash {''.join(strange[:1])}", "hexadecimal digits: 64 of SHA-256, or its first 8; 32 of MD5", "copy it again from the publisher's page")
 
 # %% ../nbs/02c_remotes.ipynb #579b7289
 def file_chunks(path: Path,

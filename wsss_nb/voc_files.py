@@ -21,7 +21,7 @@ from .voc import VOC_CLASSES, read_ids, read_sbd
 __all__ = ['OXFORD', 'VOC12_FILES', 'VOC12_COUNTS', 'LISTS', 'SBD', 'train_aug_ids', 'whole_files', 'make_masks', 'check_voc12',
            'voc12_pieces', 'write_train_aug', 'prepare_voc12']
 
-# %% ../nbs/02f_voc_files.ipynb #d3eaa65f
+# %% ../nbs/02f_voc_files.ipynb #eeca28e2
 OXFORD = "thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
 VOC12_FILES = {
     "trainval": Remote("VOCtrainval_11-May-2012.tar", (f"https://{OXFORD}", f"http://{OXFORD.replace('thor', 'host')}", "http://pjreddie.com/media/files/VOCtrainval_11-May-2012.tar"),
@@ -29,7 +29,7 @@ VOC12_FILES = {
     "sbd": Remote("benchmark.tgz", ("https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",),
                   md5="82b4d87ceb2ed10f6038a1cba92111cb", about="SBD, about 1.4 GB"),
     "test": Remote("VOC2012test.tar", ("http://pjreddie.com/media/files/VOC2012test.tar", "http://host.robots.ox.ac.uk:8080/eval/downloads/VOC2012test.tar"),
-                   1_850_626_560, "f08582b1935816c5eab3bbb1eb6d06201a789aa173cdf1cf400c26f0cac2fb3", "9065beb292b6c291fad82b2725749fda", "VOC 2012, test pictures"),
+                   1_850_626_560, "f08582b1935816c5eab3bbb1eb6d06201a789eaa173cdf1cf400c26f0cac2fb3", "9065beb292b6c291fad82b2725749fda", "VOC 2012, test pictures"),
 }
 VOC12_COUNTS = {"train": 1464, "val": 1449, "trainval": 2913, "train_aug": 10_582, "test": 1456}   # images in each list
 LISTS = "ImageSets/Segmentation"

@@ -26,7 +26,7 @@ from .remotes import Remote, verify, writing
 # %% auto #0
 __all__ = ['AGAIN', 'V1', 'V2', 'V3', 'MXNET_TYPES', 'BFLOAT16', 'DEEPEST', 'MXNET_PARTS', 'ENDS', 'TORCHVISION', 'SOURCES',
            'RESNET38_TORCH', 'some', 'check_fit', 'load_weights', 'ByteReader', 'read_mxnet', 'read_torch',
-           'read_weights', 'resnet38_name', 'rename', 'Source', 'digest', 'as_remote', 'fetch']
+           'read_weights', 'resnet38_name', 'rename', 'Source', 'digest', 'as_remote', 'checkpoint', 'fetch']
 
 # %% ../nbs/10b_weights.ipynb #c6882f2f
 def some(names: list[str]) -> str:
@@ -211,7 +211,7 @@ def rename(name: str, # of the trunk
         tensors = {re.sub(r"^features\.(\d+)", lambda m: layers[int(m[1])] if int(m[1]) < len(layers) else m[0], key): v for key, v in tensors.items()}
     return {key: v for key, v in tensors.items() if not key.startswith(ENDS.get(name, ("\n",)))}
 
-# %% ../nbs/10b_weights.ipynb #564fe81a
+# %% ../nbs/10b_weights.ipynb #a6e0474b
 class Source(NamedTuple):
     "A published weight file."
     file: str
@@ -244,12 +244,17 @@ def as_remote(source: Source) -> Remote:
     return Remote(source.file, (source.address,), about=f"the weights {source.file}", **{kind: source.digits or None})
 
 
+def checkpoint(source: Source) -> Path:
+    "Where the file belongs: torch's folder of downloads."
+    return Path(torch.hub.get_dir()) / "checkpoints" / source.file
+
+
 def fetch(source: Source,
           given: str | Path | None = None, # a folder with files that are downloaded already
           pauses: tuple[float, ...] = PAUSES, # as download's
           ) -> Path:
     "The file in torch's folder of downloads, copied or fetched if need be; its fingerprint is compared."
-    remote, path = as_remote(source), Path(torch.hub.get_dir()) / "checkpoints" / source.file
+    remote, path = as_remote(source), checkpoint(source)
     by_hand = f"get {source.file} from {source.address} and put it there, or name a file of your own as weights"
     if given and (Path(given) / source.file).is_file() and not path.exists():
         with writing(path.parent), atomic(path) as new:
