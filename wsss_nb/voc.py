@@ -204,7 +204,7 @@ class ObjectFolder:
     def __call__(self, image_id: str) -> Instances:
         return split_objects(self.read_mask(image_id), self.read_objects(image_id))
 
-# %% ../nbs/02b_voc.ipynb #1a6685b4
+# %% ../nbs/02b_voc.ipynb #a1f2fcc8
 def voc_folder(root: str | Path, # ToyVOC, VOC2012 or your own folder in VOC layout
                split: str | Path, # a name in ImageSets/Segmentation, or a list file (.txt)
                masks: bool = False, # only evaluation asks
@@ -241,7 +241,7 @@ def voc12(root: str | Path, # VOC2012, or the VOCdevkit or download folder aroun
     tags, path = "none" if tags == "auto" and Path(split).stem == "test" else tags, root / f"ImageSets/Segmentation/{split}.txt"
     check(str(split) != "train_aug" or path.exists() or not root.is_dir(), f"{path} does not exist; VOC's download lacks it",
           "the 10,582 ids of VOC train ∪ SBD train ∪ SBD val − VOC val, one a line",
-          "make it from voc12/train_aug.txt of github.com/jiwoon-ahn/psa or github.com/jiwoon-ahn/irn, or pass a list file of yours as split")
+          "python data_scripts/get_voc12.py FOLDER makes it from SBD (lesson 02f); or take voc12/train_aug.txt of github.com/jiwoon-ahn/psa, or pass a list file of yours as split")
     folders = ("SegmentationClass", "SegmentationClassAug") + ((Path(sbd).absolute(),) if sbd else ())
     return voc_folder(root, split, masks, instances, tags, folders)
 
