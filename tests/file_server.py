@@ -26,6 +26,7 @@ class Served:
     goes_to: str | None = None         # redirect
     always_partial: bool = False       # a 206 that nobody asked for
     unasked: int = 0                   # every answer is a 206 from this byte on
+    delay: float = 0                   # seconds before the first byte
     chunked: bool = False
     unsatisfiable: int = 0             # so many ranges are answered with 416
     ignores_if_range: bool = False
@@ -90,6 +91,7 @@ class Handler(BaseHTTPRequestHandler):
         if file.content.startswith(b"<!DOCTYPE"):
             self.send_header("Content-Type", "text/html")
         self.end_headers()
+        self.owner.closing.wait(file.delay)
         self.body(file, file.content[start:])
 
     def body(self, file: Served, rest: bytes) -> None:

@@ -153,13 +153,13 @@ def test_safe_names_stay(parts, joint):
 
 
 @pytest.mark.parametrize("kind, fields", [
-    ("link", {"type": tarfile.SYMTYPE, "linkname": "/etc"}), ("link", {"type": tarfile.SYMTYPE, "linkname": "a.jpg"}),
-    ("link", {"type": tarfile.LNKTYPE, "linkname": "a.jpg"}), ("device", {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 3}),
-    ("device", {"type": tarfile.BLKTYPE}), ("device", {"type": tarfile.FIFOTYPE}), ("no file", {"type": b"9"})])
+    ("a link", {"type": tarfile.SYMTYPE, "linkname": "/etc"}), ("a link", {"type": tarfile.SYMTYPE, "linkname": "a.jpg"}),
+    ("a link", {"type": tarfile.LNKTYPE, "linkname": "a.jpg"}), ("a device", {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 3}),
+    ("a device", {"type": tarfile.BLKTYPE}), ("a device", {"type": tarfile.FIFOTYPE}), ("something that is no file", {"type": b"9"})])
 def test_links_and_devices(tmp_path, kind, fields):
     """Symbolic and hard links, wherever they point, devices, pipes, and types nobody knows."""
     bad = one_entry(tmp_path / "bad.tar", "kit", **fields)
-    refused(lambda: extract(bad, tmp_path / "out"), bad, kind, "'kit'")
+    refused(lambda: extract(bad, tmp_path / "out"), bad, f"holds {kind} called 'kit'")
     assert not (tmp_path / "out").exists()
 
 
@@ -214,12 +214,13 @@ def test_bombs(tmp_path):
     refused(lambda: list_archive(huge), "1.0 GB")
 
 
-def test_zip_that_says_less_than_it_holds(tmp_path):
+@pytest.mark.parametrize("said", [10, 6000])
+def test_zip_that_lies_about_lengths(tmp_path, said):
     """A forged length in the table of contents: the content is not what was announced, and nothing is left of it."""
     path = pack(tmp_path / "forged.zip", {"a.txt": b"x" * 5000})
     data = bytearray(path.read_bytes())
     at = data.index(b"PK\x01\x02") + 24
-    data[at:at + 4] = (10).to_bytes(4, "little")
+    data[at:at + 4] = said.to_bytes(4, "little")
     path.write_bytes(data)
     refused(lambda: extract(path, tmp_path / "out"), path)
     assert not (tmp_path / "out/a.txt").exists()

@@ -138,7 +138,9 @@ def test_changed_on_the_server(server, tmp_path):
         address = server.put("/a", old, tag='"old"', short=[100_000])
         refused(lambda: get(remote(address, sha256=None), folder, pauses=()), "ended after")      # no hash: only the tag can tell
         server.put("/a", new, tag='"new"', ignores_if_range=ignores)
+        server.asked.clear()
         assert get(remote(address, sha256=None), folder).read_bytes() == new
+        assert len(server.asked) == 1 + ignores
 
 
 def test_length_changed_on_the_server(server, tmp_path):
@@ -164,7 +166,7 @@ def test_redirect(server, tmp_path):
     assert ("/real", "bytes=100000-") in server.asked
     (tmp_path / "secret").write_bytes(CONTENT)
     refused(lambda: get(remote(server.put("/b", b"", goes_to=(tmp_path / "secret").as_uri()), file="b.bin"), tmp_path), "b.bin could not be downloaded")
-    refused(lambda: get(remote(server.put("/c", b"", goes_to="ftp://127.0.0.1/x"), file="c.bin"), tmp_path), "c.bin could not be downloaded")
+    refused(lambda: get(remote(server.put("/c", b"", goes_to="ftp://127.0.0.1/x"), file="c.bin"), tmp_path), "unknown url type: ftp")
     refused(lambda: get(remote(server.put("/d", b"", goes_to=server.address("/d")), file="d.bin"), tmp_path), "HTTP 302")
 
 
@@ -191,6 +193,12 @@ class Late(list):
     def __bool__(self) -> bool:
         before, self.asked = self.asked, True
         return before and len(self) > 0
+
+
+def test_patience_is_counted_anew_for_each_mirror(server, tmp_path):
+    """A whole wrong file from the first mirror takes no patience from the second."""
+    wrong, patchy = server.put("/wrong", bytes(len(CONTENT))), server.put("/a", CONTENT, short=[40_000] * 6)
+    assert get(remote(wrong, patchy), tmp_path).read_bytes() == CONTENT and len(server.asked) == 1 + 7
 
 
 def test_nobody_there(tmp_path):
@@ -377,25 +385,37 @@ import sys
 from wsss_nb.downloads import download
 from wsss_nb.remotes import Remote
 address, folder, size, digits = sys.argv[1:]
+print("ready", flush=True)
+sys.stdin.readline()
 download(Remote("a.bin", (address,), int(size), digits), folder, timeout=60.)
 """
 
 
 def child(address: str, folder: Path) -> subprocess.Popen:
     """A process that downloads."""
-    return subprocess.Popen([sys.executable, "-c", CHILD, address, folder, str(len(CONTENT)), SHA256], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, "-c", CHILD, address, folder, str(len(CONTENT)), SHA256], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+
+
+def go(*processes: subprocess.Popen) -> None:
+    """Once all of them have imported what they need, let them begin at the same moment."""
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
 
 
 def test_killed_in_the_middle(server, tmp_path):
     """SIGKILL during a download: the next call asks for the rest, and the result is the file."""
     process = child(server.put("/a", CONTENT, stalls=[2 ** 17]), tmp_path)
+    go(process)
     part = tmp_path / "a.bin.part"
     for _ in range(1000):
         if part.exists() and part.stat().st_size:
             break
         time.sleep(.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     have = part.stat().st_size
     assert 0 < have < len(CONTENT) and visible(tmp_path) == ["a.bin.part", "a.bin.part.json"]
     assert get(remote(server.address("/a")), tmp_path).read_bytes() == CONTENT
@@ -430,9 +450,12 @@ def test_part_longer_than_the_file(server, tmp_path):
 
 def test_several_at_once(server, tmp_path):
     """Processes started together, as torchrun does: one downloads, the others wait and find the file."""
-    address = server.put("/a", CONTENT)
+    address = server.put("/a", CONTENT, delay=.4)
     processes = [child(address, tmp_path) for _ in range(3)]
-    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    go(*processes)
+    for process in processes:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in processes] == [0, 0, 0]
     assert (tmp_path / "a.bin").read_bytes() == CONTENT and len(server.asked) == 1 and visible(tmp_path) == ["a.bin"]
 
 

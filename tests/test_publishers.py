@@ -220,6 +220,7 @@ def test_voc_is_completed(server, tmp_path):
     assert "4 of 38 files of VOCtrainval_11-May-2012.tar" in faults and "train_aug.txt does not exist" in faults
     prepare_voc12(tmp_path, **options(remotes))
     assert check_voc12(tmp_path, remotes=remotes, counts={}) == [] and len(server.asked) == asked and kept.stat().st_mtime == 1
+    assert (np.asarray(Image.open(root / f"SegmentationClassAug/{IDS[9]}.png")) == shape(9)).all()
     (root / f"SegmentationClassAug/{IDS[8]}.png").unlink()
     assert any("SegmentationClassAug" in fault and IDS[8] in fault for fault in check_voc12(tmp_path, remotes=remotes, counts={}))
 
@@ -388,10 +389,11 @@ def test_killed_again_and_again(server, tmp_path):
     told = json.dumps({name: vars(remote) for name, remote in remotes.items()})
     children = [subprocess.Popen([sys.executable, "-c", CHILD, tmp_path, told], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
     part = tmp_path / "archives/benchmark.tgz.part"
-    for _ in range(3000):
+    for _ in range(2000):                          # less than the half minute after which the children would give up by themselves
         if part.exists() and part.stat().st_size == 600:
             break
         time.sleep(.01)
+    assert part.stat().st_size == 600
     for process in children:
         process.send_signal(signal.SIGKILL)
     assert [process.wait() for process in children] == [-9, -9]
