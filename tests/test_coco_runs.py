@@ -107,6 +107,9 @@ def test_every_stage_on_a_coco_folder(recipe, toycoco, tmp_path):
     assert json.loads((tmp_path / "evaluate/cues.json").read_text())["images"] == 16
     rows = read_log(tmp_path / "train/quality.jsonl")
     assert [row["epoch"] for row in rows] == [0, 1] and all("precision" in row for row in rows)
+    from wsss_nb.cli import score_command
+    score_command(tmp_path / "predict/val", toycoco, "val2014", out=tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text()) == scored
     page = (tmp_path / "report/index.html").read_text()
     assert all(f">{name}<" in page for name in data.classes) and "IoU of each class" in page and "train2014: all 16 pictures, 0 of them without a tag; val2014: all 3 pictures" in page
 

@@ -37,7 +37,7 @@ def change(config: object, overrides: list[str]) -> object: # Configs
     before, said = read_layer(as_dict(config), "config.json", known), read_layer(read_overrides(overrides), "--set", known)
     return build(before | follow(said, flatten(as_dict(config))))
 
-# %% ../nbs/53_cli.ipynb #c9353b84
+# %% ../nbs/53_cli.ipynb #8666e622
 def results(config: object, run: Path) -> list[tuple[str, float, float | None]]: # name, mIoU, the paper's mIoU in percent
     "The rows of the table, as far as there are masks to score with."
     import json
@@ -59,7 +59,7 @@ def results(config: object, run: Path) -> list[tuple[str, float, float | None]]:
 
 def table_of(rows: list[tuple[str, float, float | None]]) -> str:
     "The rows as text."
-    lines = [f"{'':38}{'mIoU':>8}{'paper, VOC':>14}"]
+    lines = [f"{'':38}{'mIoU':>8}{'paper':>14}"]
     return "\n".join(lines + [f"{name:38}{value:8.1%}" + (f"{paper:13.1f}%" if paper else "") for name, value, paper in rows])
 
 
@@ -69,7 +69,7 @@ def finish(config: object, run: Path) -> None:
     print(table_of(rows) if rows else "There are no masks, so nothing can be scored: look at the pictures.")
     print(f"\nThe whole story, with pictures: {run / 'report/index.html'}")
 
-# %% ../nbs/53_cli.ipynb #151944af
+# %% ../nbs/53_cli.ipynb #c6e45bc6
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help="Weakly supervised semantic segmentation from image-level tags. Start with: wsss_nb demo")
 app.registered_commands += papers.registered_commands   # recipes, reproduce, submit: lesson 52c
@@ -225,8 +225,8 @@ def toyvoc_command(folder: Annotated[Path, typer.Argument(help="Where the pictur
 
 @app.command("score")
 def score_command(predictions: Annotated[Path, typer.Argument(help="A folder of label maps, ID.png each.")],
-                  data: Annotated[Path, typer.Option(help="A data set in VOC layout, with masks.")],
-                  split: Annotated[str, typer.Option(help="A list of ImageSets/Segmentation.")] = "val",
+                  data: Annotated[Path, typer.Option(help="A data set in VOC or COCO layout, with masks.")],
+                  split: Annotated[str, typer.Option(help="One of its lists: val, val2014, mine.json.")] = "val",
                   partial: Annotated[bool, typer.Option(help="The label maps are supervision and may hold 255.")] = False,
                   out: Annotated[Path | None, typer.Option(help="Also write the numbers here, as JSON.")] = None) -> None:
     """Score a folder of predictions by VOC's rule.
@@ -234,8 +234,9 @@ def score_command(predictions: Annotated[Path, typer.Argument(help="A folder of 
     Example: wsss_nb score runs/x/predict/val --data data/toyvoc
     """
     from wsss_nb.evaluation import evaluate_folder
+    from wsss_nb.folders import is_coco, open_coco
     from wsss_nb.voc import voc_folder
-    result = evaluate_folder(predictions, voc_folder(data, split, masks=True), partial)
+    result = evaluate_folder(predictions, (open_coco if is_coco(data, split) else voc_folder)(data, split, masks=True), partial)
     print(result)
     if out:
         result.save(out)
