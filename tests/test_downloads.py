@@ -130,6 +130,16 @@ def test_without_content_length(server, tmp_path, chunked):
     assert (tmp_path / "a.bin").read_bytes() == CONTENT
 
 
+def test_length_is_remembered(server, tmp_path):
+    """The first answer says how long the whole is; a later one, `bytes 100000-299999/*`, does not: it is appended, and its end is known."""
+    address = server.put("/a", CONTENT, short=[100_000])
+    wanted = remote(address, size=None, sha256=None)
+    refused(lambda: get(wanted, tmp_path, pauses=()), "ended after 100,000 of 300,000")
+    server.put("/a", CONTENT, length=False, short=[50_000])
+    refused(lambda: get(wanted, tmp_path, pauses=()), "ended after 150,000 of 300,000")
+    assert get(wanted, tmp_path).read_bytes() == CONTENT and [r for _, r in server.asked] == [None, "bytes=100000-", "bytes=150000-"]
+
+
 def test_changed_on_the_server(server, tmp_path):
     """Another ETag: If-Range makes a good server send everything; one that ignores it is caught by the tag it sends."""
     old, new = b"o" * 300_000, CONTENT

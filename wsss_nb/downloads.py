@@ -121,11 +121,12 @@ def _version(headers: Message) -> str | None:
     tag = headers.get("ETag", "")
     return tag if tag.startswith('"') else headers.get("Last-Modified")
 
-# %% ../nbs/02d_downloads.ipynb #6308feec
+# %% ../nbs/02d_downloads.ipynb #0ccd8c65
 def _continues(part: Part, remote: Remote, address: str, begin: int, total: int | None, tag: str | None) -> bool:
     "Whether an answer goes on where the part ends, in the same version of the same file."
-    same = part.note.get("address") != address or None in (tag, part.note.get("tag")) or tag == part.note["tag"]
-    return begin == part.length and part.note.get("total") in (None, total) and same
+    known = {name: part.note.get(name) for name in ("address", "tag", "total")}
+    same = known["address"] != address or None in (tag, known["tag"]) or tag == known["tag"]
+    return begin == part.length and (None in (total, known["total"]) or total == known["total"]) and same
 
 
 def _receive(remote: Remote, address: str, part: Part, timeout: float, judged: bool, anew: bool = False) -> None:
@@ -146,6 +147,7 @@ def _receive(remote: Remote, address: str, part: Part, timeout: float, judged: b
             return _receive(remote, address, part, timeout, judged, True)
         if remote.size is not None and total not in (None, remote.size):
             raise Failed(f"it offers {total:,} bytes instead of {remote.size:,}" + (", a web page" if "html" in response.headers.get("Content-Type", "") else ""))
+        total = total or (part.note.get("total") if begin else None)      # "bytes 700-999/*": the rest of what was announced before
         _store(response, remote, part, {"address": address, "tag": tag, "total": total}, begin)
     if part.length < (total or remote.size or 0):
         raise Failed(f"it ended after {part.length:,} of {total or remote.size:,} bytes", True)
@@ -173,7 +175,7 @@ def _more(response: addinfourl | HTTPResponse) -> bytes:
     except (OSError, HTTPException, ValueError) as error:
         raise Failed(f"the connection ended ({error or type(error).__name__})", True) from None
 
-# %% ../nbs/02d_downloads.ipynb #09e6b9dc
+# %% ../nbs/02d_downloads.ipynb #d68623a8
 PAUSES = (1., 4., 15., 60.)      # seconds before the same address is asked again
 
 
@@ -226,7 +228,7 @@ def _fetch(remote: Remote, path: Path, pauses: tuple[float, ...], timeout: float
         if len(reasons) < len(remote.addresses):
             say(f"{remote.file}, {got}. Asking the next address.")
     check(False, f"{remote.file} could not be downloaded: {'; '.join(reasons)}", f"{remote.about or 'the file'} from {', or '.join(remote.addresses)}",
-          f"run the same command again later, it goes on from what is there; or get the file by hand and put it there as {path}, or into a folder named with --from")
+          f"run the same command again later, it goes on from what is there; or get the file by hand: as {path}, or in a folder that --from names")
 
 
 def _keep(remote: Remote, path: Path, say: Callable[[str], None]) -> Path | None:

@@ -211,7 +211,7 @@ def rename(name: str, # of the trunk
         tensors = {re.sub(r"^features\.(\d+)", lambda m: layers[int(m[1])] if int(m[1]) < len(layers) else m[0], key): v for key, v in tensors.items()}
     return {key: v for key, v in tensors.items() if not key.startswith(ENDS.get(name, ("\n",)))}
 
-# %% ../nbs/10b_weights.ipynb #a6e0474b
+# %% ../nbs/10b_weights.ipynb #da89927b
 class Source(NamedTuple):
     "A published weight file."
     file: str
@@ -259,5 +259,5 @@ def fetch(source: Source,
     if given and (Path(given) / source.file).is_file() and not path.exists():
         with writing(path.parent), atomic(path) as new:
             shutil.copyfile(verify(Path(given) / source.file, remote), new)
-    check(path.is_file() or source.download, f"there is no {path}", f"{path}, whose fingerprint begins with {source.digits}", by_hand)
+    check(path.is_file() or source.download, f"there is no {path}", f"the file whose fingerprint begins with {source.digits}", by_hand)
     return download(remote, path.parent, pauses=pauses) if source.download else verify(path, remote)
