@@ -14,7 +14,7 @@ from wsss_nb.files import folder_hash
 from wsss_nb.recipes import RECIPES
 
 BIN = Path(sys.executable).parent
-COMMANDS = ("prepare", "classify", "cues", "train", "retrain", "predict", "evaluate", "report", "run", "demo", "recipes", "toyvoc", "score")
+COMMANDS = ("prepare", "classify", "cues", "train", "retrain", "predict", "evaluate", "report", "run", "demo", "recipes", "toyvoc", "own", "score")
 
 
 def wsss_nb(*words, code: int = 0) -> str:
@@ -145,3 +145,27 @@ def test_other_foreseen_errors_are_one_line(tmp_path):
     one_line(wsss_nb("toyvoc", tmp_path / "taken", code=1), "holds other files")
     one_line(wsss_nb("demo", tmp_path / "new", "--n-train", 0, code=1), "at least one picture")
     assert "none of toyvoc, pretraining, outsiders" in wsss_nb("toyvoc", tmp_path / "x", "--kind", "photos", code=2)
+
+
+def test_a_table_and_photographs_become_a_counted_run(toyvoc, tmp_path):
+    "The two commands of somebody with a spreadsheet; then what is wrong with it, in one line."
+    from wsss_nb.voc import voc_folder
+    data = voc_folder(toyvoc, "train")
+    (tmp_path / "tags.csv").write_text("".join(f"{data.image_file(name).name},{';'.join(c for c, there in zip(data.classes, row) if there)}\n" for name, row in zip(data.ids, data.tags)))
+    said = inside("own", tmp_path / "tags.csv", toyvoc / "JPEGImages", tmp_path / "mine", "--keep", .25)
+    assert "24 pictures" in said and f"wsss_nb run --recipe dsrg --data {tmp_path / 'mine'}" in said
+    assert "train: 18 pictures" in inside("prepare", "--data", tmp_path / "mine", "--run", tmp_path / "x")
+    (tmp_path / "tags.csv").write_text("nobody.jpg,cow\n")
+    one_line(inside("own", tmp_path / "tags.csv", toyvoc / "JPEGImages", tmp_path / "other", code=1), "nobody.jpg")
+
+
+def test_prepare_gets_or_counts(tmp_path):
+    "Nothing named is a mistake that says what could be; an unknown name is one line; --check tells what is missing and fails."
+    from typer.testing import CliRunner
+
+    from wsss_nb.cli import app
+    idle = CliRunner().invoke(app, ["prepare"])
+    assert idle.exit_code == 2 and "voc12" in idle.output and "--run" in idle.output
+    one_line(inside("prepare", "voc13", "--folder", tmp_path, code=1), "voc13", "coco14")
+    told = CliRunner().invoke(app, ["prepare", "coco14", "--folder", str(tmp_path), "--check"])
+    assert told.exit_code == 1 and str(tmp_path) in told.output and not list(tmp_path.iterdir())
