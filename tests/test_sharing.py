@@ -167,3 +167,41 @@ def test_patience_is_asked_for_in_a_group_of_its_own():
         sharing.dist.new_group = before
         sharing._patient.cache_clear()
     assert asked["backend"] == "gloo" and asked["timeout"].days >= 7
+
+
+# ---- a cluster -----------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Stand-ins for torchrun, which waits for TERM, and for Slurm's own command; both write down what they were asked."""
+    for name, does in (("torchrun", 'echo "$@" > asked\n[ "$2" = "" ] || trap "echo left > left; exit 0" TERM\n[ -e quick ] || while :; do sleep .05; done'), ("scontrol", 'echo "$@" > queued')):
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    return tmp_path
+
+
+def submit(cluster, *words):
+    """The job as Slurm starts it: number 7, on two GPUs."""
+    script = Path(__file__).parent.parent / "data_scripts/slurm.sh"
+    return subprocess.Popen(["bash", str(script), *words], cwd=cluster, env=os.environ | {"PATH": f"{cluster}:{os.environ['PATH']}", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_ID": "7"}, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_job_out_of_time_puts_itself_back(cluster):
+    """TERM reaches the training, which leaves; then the job is queued again."""
+    job = submit(cluster, "dsrg/voc-vgg16", "VOC2012", "runs/x", "--set", "train.workers=6")
+    until = time.time() + 20
+    while not (cluster / "asked").exists() and time.time() < until:
+        time.sleep(.02)
+    time.sleep(.2)                                   # the stand-in sets its trap
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(20) == 0
+    assert (cluster / "asked").read_text().split() == "--standalone --nproc-per-node 2 --no-python -- wsss_nb run --recipe dsrg/voc-vgg16 --data VOC2012 --run runs/x --set train.workers=6".split()
+    assert (cluster / "left").exists() and (cluster / "queued").read_text().split() == ["requeue", "7"]
+
+
+def test_a_job_that_is_done_stays_done(cluster):
+    """The run's own end is the job's; too few words are a line of help."""
+    (cluster / "quick").touch()
+    assert submit(cluster, "dsrg", "toyvoc", "runs/x").wait(20) == 0 and not (cluster / "queued").exists()
+    told = submit(cluster, "dsrg")
+    assert told.wait(20) == 2 and "usage: sbatch" in told.stdout.read()
