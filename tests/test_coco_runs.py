@@ -182,6 +182,8 @@ def test_files_of_your_own(copy):
     config = tiny(copy, "dsrg/toy", "data.val=mine.json")
     assert len(open_data(config, "val", masks=True)) == 3 and open_data(config, "val", masks=True).mask(0).any() and "mine.json: all 3" in describe(config, copy / "x")
     both = open_list(copy, "train2014+mine.json", masks=True, instances=True)
+    parts = [open_list(copy, name) for name in ("train2014", "mine.json")]
+    assert both.tags.tolist() == parts[0].tags.tolist() + parts[1].tags.tolist() and both.ids == parts[0].ids + parts[1].ids
     assert len(both) == 19 and [both.mask(i).shape for i in (0, 18)] == [both.image(i).shape[:2] for i in (0, 18)] and len(both.instances(18)) > 0
     assert told_list(copy, "train2014+mine.json") == "train2014+mine.json: all 19 pictures, 0 of them without a tag"
 

@@ -56,12 +56,12 @@ def tested(finished_run, toyvoc, tmp_path) -> tuple[Path, Path]:
 
 def test_other_pictures_are_refused(toyvoc):
     """Named with both counts; --anyway trains on them and says so; presets without a row, and a detector's, ask nothing."""
-    with pytest.raises(DataError, match="24 pictures to learn from and 12 to be scored on, not 10,582 and 1,449 as PASCAL VOC 2012.*--anyway"):
+    with pytest.raises(DataError, match="24 and 12 pictures to learn from and to be scored on, not 10,582 and 1,449 as PASCAL VOC 2012.*--anyway"):
         reproduction("dsrg/voc-vgg16", toyvoc)
     with pytest.raises(DataError, match="not 82,081 and 40,137 as COCO 2014"):
         reproduction("dsrg/coco-vgg16", toyvoc)
     config = reproduction("dsrg/voc-vgg16", toyvoc, ["train.batch_size=8"], anyway=True)
-    assert config.preset == "dsrg/voc-vgg16" and config.train.batch_size == 8 and other_pictures(config).startswith("24 pictures")
+    assert config.preset == "dsrg/voc-vgg16" and config.train.batch_size == 8 and other_pictures(config).startswith("24 and 12 pictures")
     assert other_pictures(reproduction("dsrg/toy", toyvoc)) == ""
     with pytest.raises(DataError, match="no preset 'dsrg/voc-vgg61'.*dsrg/voc-vgg16"):
         reproduction("dsrg/voc-vgg61", toyvoc)
@@ -73,8 +73,28 @@ def test_the_right_number_of_pictures_is_accepted(toyvoc, monkeypatch):
     """Counted lists, not names: a row of 24 and 12 pictures is repeated on 24 and 12, and not on 24 and 11."""
     from wsss_nb import reproduce
     for val, said in ((12, False), (11, True)):
-        monkeypatch.setattr(reproduce, "data_set", lambda preset, val=val: DataSet("small", 24, val, Result(None)))
+        monkeypatch.setattr(reproduce, "learned_on", lambda preset, val=val: DataSet("small", 24, val, Result(None)))
         assert bool(other_pictures(load_config("dsrg/voc-vgg16", toyvoc))) == said
+
+
+def test_a_detectors_row(toyvoc, tmp_path, monkeypatch):
+    """Objects, tags and Mask R-CNN, no DeepLab; 122,218 pictures to learn from, and test pictures that nobody counts; AP where there are masks."""
+    from wsss_nb import reproduce
+    from wsss_nb.manifest import write_json
+    lists = ["data.train=train", "data.val=val"]
+    with pytest.raises(DataError, match="toyvoc has 24 pictures to learn from, not 122,218 as COCO 2014"):
+        reproduction("salient/coco-maskrcnn", toyvoc, lists)
+    config, done = reproduction("salient/coco-maskrcnn", toyvoc, lists, anyway=True), []
+    for name in ("prepare", "classify", "instances", "cues", "detect"):
+        def stage(config, run, name=name):
+            "One stage."
+            done.append(name)
+            write_json(run / name / "manifest.json", {"stage": name, "key": "", "counts": {"pictures": 24, "AP": .123} if name == "detect" else {}})
+        monkeypatch.setattr(reproduce, name, stage)
+    assert reproduce.reproduce(config, tmp_path).split() == ["AP", "12.3"] and done == ["prepare", "classify", "instances", "cues", "detect"]
+    write_json(tmp_path / "detect/manifest.json", {"counts": {"pictures": 24}})
+    monkeypatch.setattr(reproduce, "detect", lambda config, run: None)
+    assert "COCO's test server" in reproduce.reproduce(config, tmp_path)
 
 
 def test_paper_this_run_difference(finished_run, toyvoc, monkeypatch):
@@ -110,7 +130,7 @@ def test_reproduce_by_command(few, tmp_path):
         assert line.split()[1:4] == ["52.5", f"{value:.1f}", f"{value - 52.5:+.1f}"] and f"{tmp_path / 'x/report/index.html'}" in told and "8/8 report" in told
     assert read_config(tmp_path / "x").preset == "baseline/toy"
     told = call("reproduce", "dsrg/voc-vgg16", "--data", few, "--dry-run")
-    assert "missing   16 pictures to learn from and 3 to be scored on, not 10,582 and 1,449" in told
+    assert "missing   16 and 3 pictures to learn from and to be scored on, not 10,582 and 1,449" in told
     assert "add --anyway" in call("reproduce", "dsrg/voc-vgg16", "--data", few, code=1)
 
 
