@@ -140,7 +140,7 @@ PRESETS: dict[str, dict] = {
     "baseline/toy": layered(TOY, NO_RETRAINING), "sec/toy": layered(TOY, NO_RETRAINING), "balanced/toy": layered(TOY, NO_RETRAINING),
     "dsrg/toy": layered(TOY, GROWS),
     "cues/toy": layered(TOY, FROM_CLASSIFIER, NO_RETRAINING, {"options": {"balanced": True}, "predict": {"amend": -2., "variants": ("tags",)}}),
-    "dgcn/toy": layered(TOY, CUTS), "wst/toy": layered(TOY, NO_RETRAINING, {"options": {"balanced": True}}), "salient/toy": layered(TOY, NO_RETRAINING),
+    "dgcn/toy": layered(TOY, CUTS), "wst/toy": layered(TOY, NO_RETRAINING, {"options": {"balanced": True}}), "salient/toy": layered(TOY, NO_RETRAINING, {"options": {"balanced": True}}),
     "baseline/voc-vgg16": layered(VGG16, DSRG_LEARNING, NO_RETRAINING), "balanced/voc-vgg16": layered(VGG16, DSRG_LEARNING, NO_RETRAINING),
     "sec/voc-vgg16": layered(VGG16, SEC_LEARNING),
     "dsrg/voc-vgg16": layered(VGG16, DSRG_LEARNING), "dsrg/voc-resnet101": layered(VGG16, DSRG_LEARNING, with_network("resnet101")),
