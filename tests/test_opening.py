@@ -1,4 +1,5 @@
 """Lesson 51d: from a config to pictures, networks and cues; and what a run would do."""
+import re
 import shutil
 from dataclasses import replace
 
@@ -86,11 +87,13 @@ def test_describe_says_what_would_be_done(finished_run, toyvoc, tmp_path):
 def test_profile_prints_its_parts(finished_run, toyvoc):
     """Milliseconds and shares that add up, and the ratio."""
     lines = profile(tiny(toyvoc, "dsrg/toy", "device=cpu"), finished_run, updates=4).splitlines()
-    assert [line.split()[0] for line in lines[:-1]] == ["reading", "network", "refine", "supervise", "loss", "backward", "optimiser"]
-    times, shares = ([float(line.split()[k].rstrip("%")) for line in lines[:-1]] for k in (1, 3))
+    assert [line.split()[0] for line in lines[:-2]] == ["reading", "network", "refine", "supervise", "loss", "backward", "optimiser"]
+    times, shares = ([float(line.split()[k].rstrip("%")) for line in lines[:-2]] for k in (1, 3))
     assert sum(shares) == pytest.approx(100, abs=.4)
-    total, ratio = float(lines[-1].split()[2]), float(lines[-1].split()[4])
+    total, ratio = float(lines[-2].split()[2]), float(lines[-2].split()[4])
     assert total == pytest.approx(sum(times), abs=.05) and ratio == pytest.approx(total / (times[1] + times[5]), abs=.03)
+    read, learned = (int(word) for word in re.findall(r"(\d+) pictures a second|from (\d+)", lines[-1]) for word in word if word)
+    assert learned == pytest.approx(8000 / (total - times[0]), rel=.02) and lines[-1].endswith("raise train.workers" if read < learned else "the readers keep up")
     with pytest.raises(DataError, match="wsss_nb cues --run"):
         profile(tiny(toyvoc), finished_run.parent / "nowhere")
 
@@ -179,4 +182,4 @@ def test_a_classifier_that_was_never_trained(wst_run, few, tmp_path):
 def test_wst_is_profiled(wst_run, few):
     """Twelve seeds and no CRF: the parts are the same, and refining takes next to nothing."""
     lines = profile(tiny(few, "wst/toy", *WST), wst_run, updates=2).splitlines()
-    assert [line.split()[0] for line in lines[:-1]] == ["reading", "network", "refine", "supervise", "loss", "backward", "optimiser"]
+    assert [line.split()[0] for line in lines[:-2]] == ["reading", "network", "refine", "supervise", "loss", "backward", "optimiser"]

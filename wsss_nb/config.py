@@ -163,7 +163,7 @@ def load_config(recipe: str | None = None, # dsrg, dsrg/voc-vgg16 or package.mod
     base = read_layer(start, f"preset {preset}", known) | {"recipe": name, "preset": preset}
     said = {key: value for source, table in layers.items() for key, value in read_layer(table, source, known).items()}
     config = build(base | follow(said, flatten(as_dict(build(base)))) | {"recipe": name, "preset": preset})
-    check(config.data.name == "toyvoc" or Path(config.data.name).is_dir(), f"the data is {config.data.name!r}, which is no folder", "toyvoc, or a folder in VOC layout", "correct the path")
+    check(config.data.name == "toyvoc" or Path(config.data.name).is_dir(), f"the data is {config.data.name!r}, which is no folder", "toyvoc, or a folder in VOC or COCO layout", "correct the path")
     return config
 
 # %% ../nbs/51_config.ipynb #109f632d

@@ -37,7 +37,7 @@ from .settings import flatten
 from .stored import CueFolder, cue_folder, read_seeds
 from .tagged import TaggedImages
 from .tagging import solver
-from .timing import profile_step, weak_overhead
+from .timing import profile_step, reading_rate, update_rate, weak_overhead
 from .training import training_view
 
 # %% auto #0
@@ -270,6 +270,9 @@ def profile(config: Config, run: str | Path, updates: int = 16) -> str:
     require_done(run, "cues")
     network = start_segmenter(config, run, settings, data)
     view = training_view(network, settings.view, settings.size, settings.low, settings.high, settings.mirror)
-    parts = profile_step(data, stored_cues(config, run, data), network, recipe_of(config).method, settings, view, updates, config.device)
+    cues = stored_cues(config, run, data)
+    parts, read = profile_step(data, cues, network, recipe_of(config).method, settings, view, updates, config.device), reading_rate(data, cues, settings, view, updates)
+    learned = update_rate(parts, settings.batch_size)
     lines = [f"{part:12}{1000 * seconds:9.2f} ms{seconds / sum(parts.values()):8.1%}" for part, seconds in parts.items()]
-    return "\n".join([*lines, f"{'an update':12}{1000 * sum(parts.values()):9.2f} ms, {weak_overhead(parts):.2f} times forward and backward alone"])
+    return "\n".join([*lines, f"{'an update':12}{1000 * sum(parts.values()):9.2f} ms, {weak_overhead(parts):.2f} times forward and backward alone",
+                      f"{settings.workers} readers alone hand over {read:.0f} pictures a second, updates that wait for none learn from {learned:.0f}: " + ("raise train.workers" if read < learned else "the readers keep up")])

@@ -21,7 +21,7 @@ from .tagged import Sample, TaggedImages, TrainingSet, collate
 from .training import Method, predicted, small_picture
 
 # %% auto #0
-__all__ = ['profile_step', 'Clock', 'weak_overhead']
+__all__ = ['profile_step', 'Clock', 'weak_overhead', 'reading_rate', 'update_rate']
 
 # %% ../nbs/40b_timing.ipynb #ea9b05a9
 def profile_step(data: TaggedImages, cues: Callable[[str], np.ndarray], network: Segmenter, # is trained a little
@@ -75,3 +75,25 @@ class Clock:
 def weak_overhead(parts: dict[str, float]) -> float:
     "Time of an update over that of forward and backward alone."
     return sum(parts.values()) / (parts["network"] + parts["backward"])
+
+# %% ../nbs/40b_timing.ipynb #5d4eede3
+def reading_rate(data: TaggedImages, cues: Callable[[str], np.ndarray], settings: Training, view: Callable[[Sample, np.random.Generator], Sample],
+                 updates: int = 16, # after those that were read ahead
+                 ) -> float: # pictures a second
+    "How many pictures a second the readers hand over when nobody makes them wait."
+    ahead = (2 * settings.workers + 1) * settings.accumulate   # batches or parts that were begun before the clock
+    plan = make_plan(len(data), replace(settings, iterations=updates + ahead + 1))
+    seen, start = 0, 0.
+    for k, batch in enumerate(batches(TrainingSet(data, view, cues, settings.seed), plan, settings, collate)):
+        if k == ahead:
+            start = time.perf_counter()
+        seen += len(batch) * (k > ahead)
+        if k == ahead + updates * settings.accumulate:
+            return seen / (time.perf_counter() - start)
+    raise AssertionError("a plan ended early")
+
+
+def update_rate(parts: dict[str, float], # of `profile_step`
+                batch_size: int) -> float: # pictures a second
+    "How many pictures a second are learned from when none has to be waited for."
+    return batch_size / (sum(parts.values()) - parts.get("reading", 0.))
