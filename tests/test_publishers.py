@@ -266,7 +266,7 @@ def test_voc_unpacked_by_somebody_else(tmp_path):
     """A folder without our lists of lengths can be checked as well."""
     for content in voc_archives().values():
         with tarfile.open(fileobj=io.BytesIO(content)) as opened:
-            opened.extractall(tmp_path, filter="data")
+            opened.extractall(tmp_path)
     (tmp_path / "VOCdevkit/VOC2012").rename(tmp_path / "VOC2012")
     assert check_voc12(tmp_path, sbd=False, counts={}) == []
     (tmp_path / f"VOC2012/JPEGImages/{IDS[2]}.jpg").unlink()
