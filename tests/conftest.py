@@ -64,3 +64,12 @@ def finished_run(toyvoc, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "finished"
     run_all(tiny(toyvoc), run)
     return run
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A web server on this machine that is told what to do; where a proxy is set, it is not behind it."""
+    from file_server import file_server
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with file_server() as opened:
+        yield opened

@@ -6,8 +6,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import pytest
-from file_server import PAGE, FileServer, file_server
+from file_server import PAGE, FileServer
 from PIL import Image
 from run_toy import tiny
 from scipy.io import savemat
@@ -22,14 +21,6 @@ from wsss_nb.voc import VOC_CLASSES, voc12, voc_folder
 from wsss_nb.voc_files import VOC12_FILES
 
 QUICK = {"pauses": (0, 0, 0, 0, 0), "say": lambda text: None}
-
-
-@pytest.fixture
-def server(monkeypatch):
-    """A server that is told what to do; a proxy, where there is one, is not asked."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with file_server() as opened:
-        yield opened
 
 
 def png(S: np.ndarray) -> bytes:

@@ -22,19 +22,6 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 QUICK = (0, 0, 0)
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    """Where a proxy is set, 127.0.0.1 is not behind it."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
-@pytest.fixture
-def server():
-    """A server that is told what to do."""
-    with file_server() as opened:
-        yield opened
-
-
 def remote(*addresses: str, **changes) -> Remote:
     """The test's file."""
     return Remote(**{"file": "a.bin", "addresses": addresses, "size": len(CONTENT), "sha256": SHA256} | changes)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from file_server import PAGE, FileServer, file_server
+from file_server import PAGE, FileServer
 from notebooks import ROOT
 from PIL import Image
 from scipy.io import savemat
@@ -133,19 +133,6 @@ def described(official: Remote, content: bytes, *addresses: str) -> Remote:
     """The publisher's file, small: same name, same kinds of hashes, other addresses."""
     digits = {kind: getattr(hashlib, kind)(content).hexdigest() if getattr(official, kind) else None for kind in ("sha256", "md5")}
     return replace(official, addresses=addresses, size=len(content) if official.size else None, **digits)
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    """Where a proxy is set, 127.0.0.1 is not behind it."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
-@pytest.fixture
-def server():
-    """A server that is told what to do."""
-    with file_server() as opened:
-        yield opened
 
 
 def voc_served(server: FileServer, **behaviour: dict) -> dict[str, Remote]:

@@ -26,7 +26,8 @@ from .toyvoc import make_pretraining_set
 
 # %% auto #0
 __all__ = ['RETENTION', 'TAGGERS', 'SIMPLE', 'Looks', 'keywords_of', 'attention_of', 'look_at', 'write_looks', 'read_looks',
-           'at_random', 'by_attention', 'associate', 'true_tags', 'tag_scores', 'among', 'with_simple', 'toy_simple']
+           'at_random', 'by_attention', 'associate', 'true_tags', 'tag_scores', 'among', 'with_simple', 'Either',
+           'toy_simple']
 
 # %% ../nbs/42b_association.ipynb #8365193c
 @dataclass(frozen=True)
@@ -156,12 +157,12 @@ def with_simple(data: TaggedImages,
     twice = set(data.ids) & set(simple.ids)
     check(not twice, f"{len(twice)} pictures have the same name in both, the first is {min(twice, default='')}", "different names", "rename the files of the simple pictures")
     own = frozenset(data.ids)
-    return replace(data, ids=data.ids + simple.ids, tags=np.concatenate([data.tags, simple.tags]), image_file=_Either(own, data.image_file, simple.image_file),
-                   read_mask=data.read_mask and _Either(own, data.read_mask, _Unknown(simple.image_file)), read_instances=None)
+    return replace(data, ids=data.ids + simple.ids, tags=np.concatenate([data.tags, simple.tags]), image_file=Either(own, data.image_file, simple.image_file),
+                   read_mask=data.read_mask and Either(own, data.read_mask, _Unknown(simple.image_file)), read_instances=None)
 
 
 @dataclass(frozen=True)
-class _Either:
+class Either:
     "One function for the ids of a data set, another for all others."
     own: frozenset[str]
     first: Callable

@@ -26,7 +26,7 @@ from .remotes import Remote, verify, writing
 # %% auto #0
 __all__ = ['AGAIN', 'V1', 'V2', 'V3', 'MXNET_TYPES', 'BFLOAT16', 'DEEPEST', 'MXNET_PARTS', 'ENDS', 'TORCHVISION', 'SOURCES',
            'RESNET38_TORCH', 'some', 'check_fit', 'load_weights', 'ByteReader', 'read_mxnet', 'read_torch',
-           'read_weights', 'resnet38_name', 'rename', 'Source', 'digest', 'as_remote', 'checkpoint', 'fetch']
+           'read_weights', 'resnet38_name', 'rename', 'Source', 'as_remote', 'checkpoint', 'fetch']
 
 # %% ../nbs/10b_weights.ipynb #c6882f2f
 def some(names: list[str]) -> str:
@@ -230,12 +230,6 @@ SOURCES = {
 
 
 RESNET38_TORCH = Source("ilsvrc-cls_rna-a1_cls1000_ep-0001.pth", "https://download.visinf.tu-darmstadt.de/data/2020-cvpr-araslanov-1-stage-wseg/models/ilsvrc-cls_rna-a1_cls1000_ep-0001.pth", "")
-
-
-def digest(path: str | Path, kind: str = "sha256") -> str: # hexadecimal
-    "The fingerprint of a file."
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def as_remote(source: Source) -> Remote:
