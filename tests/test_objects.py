@@ -1,6 +1,7 @@
 """The salient recipe's run: objects found once, tagged all together, and what they leave on disk."""
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from wsss_nb.detection import mask_rcnn, save_detector
 from wsss_nb.files import read_labels
 from wsss_nb.instances import encode_mask, read_instances
 from wsss_nb.objects import asks_objects, find_objects, hash_of, json_numbers, object_map, told_objects
-from wsss_nb.opening import open_data, recipe_of
+from wsss_nb.opening import check_recipe, open_data, recipe_of
 from wsss_nb.recipes import RECIPES
 from wsss_nb.stages import about, cues, detect, instances, run_all
 from wsss_nb.stored import read_seeds
@@ -200,3 +201,15 @@ def test_the_same_objects_teach_an_instance_segmenter(run, few, tmp_path, monkey
     assert told["counts"]["pictures"] == 16 and {"AP", "AP50", "AP75", "APS", "APM", "APL"} <= set(scores) and 0 <= scores["AP"] <= 1
     assert load_detector(folder / "detect/detector.pt", data.classes).classes == data.classes
     assert "detect" not in run_all(tiny(few, "salient/toy", *SALIENT), run) and not (run / "detect").exists()
+
+
+def test_a_missing_solver_is_told_before_anything_is_trained(few, tmp_path, monkeypatch):
+    """The extra is named, and no classifier was begun; a recipe that tags no objects does not ask for it."""
+    from wsss_nb.stages import classify, prepare
+    config = tiny(few, "salient/toy", *SALIENT)
+    prepare(config, tmp_path)
+    monkeypatch.setitem(sys.modules, "highspy", None)
+    with pytest.raises(DataError, match=r"highspy is not installed.*wsss_nb\[graphs\]"):
+        classify(config, tmp_path)
+    assert not list((tmp_path / "classify").glob("*/*"))
+    check_recipe(tiny(few, "dsrg/toy"), open_data(config, "train"))

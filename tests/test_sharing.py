@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_toy import TINY, tiny
 
-from wsss_nb import sharing, stages
+from wsss_nb import manifest, sharing, stages
 from wsss_nb.checkpoint import read_log
 from wsss_nb.config import load_config
 from wsss_nb.core import DataError
@@ -49,6 +49,14 @@ def test_other_versions_are_refused():
     require_alike([versions()] * 3)
     with pytest.raises(DataError, match="process 1 has torchvision 0.1, process 0 has .*install torchvision=="):
         require_alike([versions(), versions() | {"torchvision": "0.1"}])
+
+
+def test_no_stage_begins_among_other_versions(toyvoc, tmp_path, monkeypatch):
+    """The first stage compares before it writes anything."""
+    monkeypatch.setattr(manifest, "meet", lambda team, value: [value, value | {"torch": "1.0"}])
+    with pytest.raises(DataError, match="process 1 has torch 1.0"):
+        stages.prepare(tiny(toyvoc), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture
