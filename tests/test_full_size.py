@@ -15,7 +15,7 @@ ROOM = 24   # GiB
 def judge(found: Updates) -> None:
     """Finite losses, twice, and nothing that training forgets."""
     assert len(found.losses) == 2 and all(math.isfinite(value) for update in found.losses for value in update.values()) and found.losses[0]
-    assert found.unreached == [] and found.trainable > 10**7 and found.gib < ROOM, told("", found)
+    assert found.unreached == [] and found.trainable > 2 * 10**6 and found.gib < ROOM, told("", found)
 
 
 @pytest.mark.parametrize("preset", TWINS)
@@ -43,5 +43,7 @@ def test_what_is_not_reached_is_named(tmp_path):
 @pytest.mark.parametrize("preset", names())
 def test_two_updates_at_full_size(preset, tmp_path):
     """321 pixels, or what the paper has, of every training of every preset."""
+    if "efficientnet" in preset:
+        pytest.importorskip("timm")
     for found in two_updates(preset, tmp_path):
         judge(found)

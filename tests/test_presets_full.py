@@ -10,18 +10,20 @@ import torch
 from PIL import Image
 
 from wsss_nb.centres import FEATURE_PRESETS
-from wsss_nb.config import load_config
+from wsss_nb.config import as_dict, load_config
 from wsss_nb.costs import Work, count_parameters, curve, hours, multiply_adds, network_cost, rate_at, sampled, sparkline, told_work
 from wsss_nb.detection import PRESETS as DETECTORS
 from wsss_nb.memory import memory
 from wsss_nb.networks import geometry, trunk
 from wsss_nb.opening import check_layers, check_recipe, describe, needs_of, open_data, trainings
 from wsss_nb.preset_table import CLASSES, detector_cost, learned_on, names, preset_row, preset_table, works_of
-from wsss_nb.presets import COCO, NEEDS, PRESETS, RESULTS, VOC, data_set, reported
+from wsss_nb.presets import COCO, LITE, NEEDS, PRESETS, RESULTS, VOC, data_set, reported
 from wsss_nb.recipes import RECIPES
 from wsss_nb.schedule import Training, make_plan
 from wsss_nb.segmenter import segmenter
+from wsss_nb.settings import flatten
 
+MODERN = "dsrg/voc-efficientnet-lite0"   # its network is timm's, which the extra `modern` brings
 FULL = [name for name in PRESETS if not name.endswith("/toy")]
 WANTED = """dsrg/voc-vgg16 dsrg/voc-resnet101 dsrg/coco-vgg16 cues/voc-res38 cues/voc-res50 salient/voc-vgg16 salient/voc-resnet101 salient/voc+si-vgg16 salient/voc+si-resnet101
     salient/features-imagenet salient/coco-maskrcnn dgcn/voc-resnet101 dgcn/voc-res38 dgcn/coco-vgg16 wst/voc-vgg16 wst/voc-resnet101 sec/voc-vgg16""".split()
@@ -70,7 +72,7 @@ def coco_shaped(data_folder, tmp_path_factory) -> Path:
 
 # by hand: (batch, images) -> updates; 10,582 = 529·20 + 2 = 661·16 + 6; 82,081 = 5,130·16 + 1
 UPDATES = {"sec/voc-vgg16": {"train": 8000}, "dsrg/voc-vgg16": {"classify/colour": 8000, "train": 8000, "retrain/1": 20_000}, "dsrg/voc-resnet101": {"train": 8000, "retrain/1": 20_000},
-           "dsrg/coco-vgg16": {"train": 8000, "retrain/1": 20_000}, "cues/voc-res50": {"classify/colour": 20 * 661, "classify/grey": 13_220, "train": 20_000},
+           "dsrg/coco-vgg16": {"train": 8000, "retrain/1": 20_000}, "dsrg/voc-efficientnet-lite0": {"classify/colour": 8000, "train": 8000, "retrain/1": 20_000}, "cues/voc-res50": {"classify/colour": 20 * 661, "classify/grey": 13_220, "train": 20_000},
            "cues/voc-res38": {"classify/grey": 13_220, "train": 20_000}, "dgcn/voc-resnet101": {"train": 4627, "retrain/1": 20_000}, "dgcn/voc-res38": {"train": 4627},
            "dgcn/coco-vgg16": {"train": 35_910, "classify/colour": 8000}, "wst/voc-vgg16": {"classify/second": 13_220, "train": 20_000}, "wst/voc-resnet101": {"train": 20_000},
            "wst/voc-resnet38-vgg16": {"train": 20_000}, "salient/voc-vgg16": {"classify/colour": 13_220, "train": 30_000}, "salient/voc-resnet101": {"train": 30_000},
@@ -87,6 +89,8 @@ def test_every_row_of_the_papers_is_a_preset():
 @pytest.mark.parametrize("name", FULL)
 def test_a_dry_run_of_every_preset(name, request):
     """10,582 and 1,449, or 82,081 and 40,137 pictures; updates as counted by hand; parameters, memory and the curve in words; nothing is written."""
+    if name == MODERN:
+        pytest.importorskip("timm")
     root = request.getfixturevalue("coco_shaped" if "/coco-" in name else "voc_shaped")
     config = load_config(name, root)
     told = describe(config, root / "nowhere")
@@ -105,7 +109,7 @@ def test_a_dry_run_of_every_preset(name, request):
 
 def memory_of(work: Work) -> int:
     """Of the network itself, built here."""
-    return network_cost(work.network, work.n_classes, work.size, work.settings.batch_size, work.head).memory
+    return network_cost(work.network, work.n_classes, work.size, work.settings.batch_size, work.head, work.stride).memory
 
 
 def test_both_lists_of_coco(coco_shaped, data_folder):
@@ -207,19 +211,34 @@ def resnet38() -> int:
     return total + 2 * 4096
 
 
+def efficientnet_lite0() -> int:
+    """From the table of the paper, without squeeze-and-excitation: 1×1 to e times the channels, k×k on each channel alone, 1×1 back, each with a batch norm; the stem has 32 channels."""
+    total, inside = 9 * 3 * 32 + 2 * 32, 32
+    for k, e, out, n in ((3, 1, 16, 1), (3, 6, 24, 2), (5, 6, 40, 2), (3, 6, 80, 3), (5, 6, 112, 3), (5, 6, 192, 4), (3, 6, 320, 1)):
+        for _ in range(n):
+            wide = e * inside
+            total += (inside * wide + 2 * wide if e > 1 else 0) + k * k * wide + 2 * wide + wide * out + 2 * out
+            inside = out
+    return total
+
+
 @pytest.mark.parametrize("name, head, n, wanted", [
     ("vgg16", "largefov", 21, vgg_trunk() + fc(21)), ("vgg16", "aspp", 21, vgg_trunk() + 4 * fc(21)), ("vgg16", "aspp", 81, vgg_trunk() + 4 * fc(81)),
     ("resnet50", "largefov", 21, resnet([3, 4, 6, 3]) + 9 * 2048 * 21 + 21), ("resnet101", "aspp", 21, resnet([3, 4, 23, 3]) + 4 * (9 * 2048 * 21 + 21)),
     ("resnet50", "aspp", 21, resnet([3, 4, 6, 3]) + 4 * (9 * 2048 * 21 + 21)), ("resnet38", "largefov", 21, resnet38() + 9 * 4096 * 21 + 21),
     ("vgg16", None, 20, vgg_trunk() + (9 * 512 * 1024 + 1024) + (9 * 1024 * 1024 + 1024) + 1024 * 20 + 20),
-    ("resnet50", None, 20, resnet([3, 4, 6, 3]) + 2048 * 20 + 20), ("resnet38", None, 20, resnet38() + 4096 * 20)])
+    ("resnet50", None, 20, resnet([3, 4, 6, 3]) + 2048 * 20 + 20), ("resnet38", None, 20, resnet38() + 4096 * 20),
+    (LITE, "aspp", 21, efficientnet_lite0() + 4 * (9 * 320 * 640 + 640 + 640 * 640 + 640 + 640 * 21 + 21)), (LITE, None, 20, efficientnet_lite0() + 320 * 20 + 20)])
 def test_parameters_by_hand(name, head, n, wanted):
     """From tables of layers, by another arithmetic than the networks'."""
+    if name == LITE:
+        pytest.importorskip("timm")
     assert network_cost(name, n, 65, 1, head).parameters == wanted
 
 
 def test_numbers_that_others_print():
-    """torchvision's 25,557,032 of ResNet-50 and 44,549,160 of ResNet-101, ends included; VGG16's 14,714,688 convolutions."""
+    """torchvision's 25,557,032 of ResNet-50 and 44,549,160 of ResNet-101, ends included; VGG16's 14,714,688 convolutions; 4,652,008 of EfficientNet-Lite0."""
+    assert efficientnet_lite0() + 320 * 1280 + 2 * 1280 + 1280 * 1000 + 1000 == 4_652_008
     assert resnet([3, 4, 6, 3]) + 2048 * 1000 + 1000 == 25_557_032 and resnet([3, 4, 23, 3]) + 2048 * 1000 + 1000 == 44_549_160 and vgg_trunk() == 14_714_688
 
 
@@ -324,6 +343,27 @@ def test_the_table_has_a_row_for_each_preset():
     assert line.split()[1:] == ["59.0", "–", "67.6", "70.3", f"{row.memory / 2**30:.1f}", f"{row.hours:.1f}"]
     assert learned_on("salient/coco-maskrcnn").train == 122_218 and rows["salient/coco-maskrcnn"].trained["detect"][1] == 90_000 and set(rows["salient/coco-maskrcnn"].trained) == {"classify/colour", "detect"}
     assert rows["salient/features-imagenet"].trained["features"] == (25_557_032, 90 * 5004)
+
+
+def test_without_timm_the_table_is_printed_all_the_same(monkeypatch):
+    """Two dashes for the one row that cannot be counted, and what to install; every other row as before."""
+    monkeypatch.setattr("wsss_nb.preset_table.find_spec", lambda name: None)
+    row, other = preset_row(MODERN), preset_row("sec/voc-vgg16")
+    assert (row.memory, row.hours, row.trained) == (None, None, {}) and other.memory > 2**30
+    text = preset_table([row, other])
+    assert text.splitlines()[2].split() == [MODERN, "–", "–", "67.6", "70.3", "–", "–"] and "pip install 'wsss_nb[modern]'" in text
+    assert "modern" not in preset_table([other]) and text.splitlines()[3] == preset_table([other]).splitlines()[2]
+
+
+def test_the_row_without_a_paper():
+    """Nothing to compare with, and told so; DSRG's numbers on another trunk, whose answers are as fine as the others'."""
+    assert RESULTS[MODERN][:4] == (None,) * 4 and "no paper" in RESULTS[MODERN].source and reported(MODERN, "dsrg") == {}
+    modern, old = (load_config(name) for name in (MODERN, "dsrg/voc-vgg16"))
+    changed = {key for key in flatten(as_dict(old)) if flatten(as_dict(old))[key] != flatten(as_dict(modern))[key]}
+    assert changed == {"preset", "classify.network", "train.network", "retrain.network", "train.stride", "retrain.stride", "cues.scales"}
+    pytest.importorskip("timm")
+    with torch.device("meta"):
+        assert segmenter(LITE, 21, "aspp", "random", 8).eval()(torch.empty(1, 3, 321, 321)).shape == (1, 21, 41, 41)
 
 
 def test_mask_rcnn_by_hand():

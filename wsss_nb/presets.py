@@ -16,8 +16,8 @@ from .training import LEARNING
 # %% auto #0
 __all__ = ['DSRG_PAPER', 'PAPERS', 'LIST', 'AUTHORS', 'VOC', 'COCO', 'RESULTS', 'READERS', 'TOY_VIEW', 'TOY', 'VGG16', 'CUTS',
            'GROWS', 'NO_RETRAINING', 'FROM_CLASSIFIER', 'DSRG_LEARNING', 'SEC_LEARNING', 'WST_LEARNING',
-           'DGCN_LEARNING', 'CUES_LEARNING', 'SALIENT', 'PRESETS', 'SIMPLE_IMAGENET', 'NEEDS', 'Paper', 'Result',
-           'DataSet', 'data_set', 'reported', 'learning', 'layered', 'with_network']
+           'DGCN_LEARNING', 'CUES_LEARNING', 'SALIENT', 'LITE', 'PRESETS', 'SIMPLE_IMAGENET', 'NEEDS', 'Paper',
+           'Result', 'DataSet', 'data_set', 'reported', 'learning', 'layered', 'with_network']
 
 # %% ../nbs/50a_presets.ipynb #c40a3c27
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ PAPERS: dict[str, Paper] = {
     "salient": Paper("Associating Inter-Image Salient Instances for Weakly Supervised Semantic Segmentation", "Fan et al., ECCV 2018", {"val": 63.6}, "ResNet-101, VOC's pictures alone"),
 }
 
-# %% ../nbs/50a_presets.ipynb #bee5ca03
+# %% ../nbs/50a_presets.ipynb #4e48f483
 class Result(NamedTuple):
     "A row of a paper's table: mIoU in percent; None where we could not read it."
     val: float | None
@@ -69,6 +69,7 @@ RESULTS: dict[str, Result] = {
     "dsrg/voc-vgg16": Result(59.0, before=57.6, source="DSRG table 2"),
     "dsrg/voc-resnet101": Result(61.4, 63.2, source=f"{LIST}; its abstract has the second number"),
     "dsrg/coco-vgg16": Result(26.0, source="its abstract"),
+    "dsrg/voc-efficientnet-lite0": Result(None, source="no paper: there is nothing to compare with"),
     "cues/voc-res50": Result(56.0, before=55.3, told=57.8, source="table 1; which network they belong to we could not read"),
     "cues/voc-res38": Result(None),
     "dgcn/voc-resnet101": Result(64.0, 64.6, 60.8, source=AUTHORS), "dgcn/voc-res38": Result(None), "dgcn/coco-vgg16": Result(None),
@@ -135,7 +136,8 @@ def with_network(name: str, # of the segmenter
     "Which network learns to segment, and which finds the cues."
     return {"train": {"network": name}, "retrain": {"network": name}, "classify": classify}
 
-# %% ../nbs/50a_presets.ipynb #9d61dc36
+# %% ../nbs/50a_presets.ipynb #dc178334
+LITE = "timm:tf_efficientnet_lite0"   # of the extra `modern`, whose packages hold its ImageNet weights
 PRESETS: dict[str, dict] = {
     "baseline/toy": layered(TOY, NO_RETRAINING), "sec/toy": layered(TOY, NO_RETRAINING), "balanced/toy": layered(TOY, NO_RETRAINING),
     "dsrg/toy": layered(TOY, GROWS),
@@ -145,6 +147,7 @@ PRESETS: dict[str, dict] = {
     "sec/voc-vgg16": layered(VGG16, SEC_LEARNING),
     "dsrg/voc-vgg16": layered(VGG16, DSRG_LEARNING), "dsrg/voc-resnet101": layered(VGG16, DSRG_LEARNING, with_network("resnet101")),
     "dsrg/coco-vgg16": layered(VGG16, DSRG_LEARNING),
+    "dsrg/voc-efficientnet-lite0": layered(VGG16, DSRG_LEARNING, with_network(LITE, network=LITE), {"train": {"stride": 8}, "retrain": {"stride": 8}, "cues": {"scales": (2.,)}}),   # no paper: DSRG's numbers on another trunk
     "cues/voc-res50": layered(VGG16, CUES_LEARNING, with_network("resnet50", network="resnet50")),
     "cues/voc-res38": layered(VGG16, CUES_LEARNING, with_network("resnet38", network="resnet38")),
     "dgcn/voc-resnet101": layered(VGG16, DGCN_LEARNING, with_network("resnet101"), {"options": {"layers": ("trunk.layer1", "trunk.layer3")}}),   # first and third, as its authors

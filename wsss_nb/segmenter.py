@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from .backbones import Classifier, backbone, imagenet_weights, new_weights
 from .core import check
@@ -100,23 +101,25 @@ class Segmenter(nn.Module):
         self.classes: tuple[str, ...] = ()   # names of 1…C
         self.top = tuple(f"trunk.{name}" for name in trunk.top)
         self.pretrained = False   # whether fc6 and fc7 come from ImageNet
+        self.patches = False      # whether the trunk cuts pictures into patches and drops what fills none; found out when it happens
 
-    def features(self,
-                 image: Tensor, # float (B,3,h,w), normalised
+    def features(self, image: Tensor, # float (B,3,h,w), normalised
                  ) -> Tensor: # float (B,D,h',w')
         "What the trunk sees at each place."
         check(image.ndim == 4 and image.shape[1] == 3 and image.is_floating_point() and image.numel() > 0, f"the image is {image.dtype} of shape {tuple(image.shape)}",
               "float (B,3,h,w), normalised", "network_input of lesson 10d makes it of a picture")
-        return self.trunk(image)
+        found = self.trunk(pad(image, (0, -image.shape[3] % self.stride, 0, -image.shape[2] % self.stride)) if self.patches else image)
+        if self.patches or all(n * self.stride >= side for n, side in zip(found.shape[2:], image.shape[2:])):
+            return found
+        self.patches = True
+        return self.features(image)
 
-    def forward(self,
-                image: Tensor, # float (B,3,h,w), normalised
+    def forward(self, image: Tensor, # float (B,3,h,w), normalised
                 ) -> Tensor: # (B,1+C,h',w')
         "Logits of background and the classes at each place."
         return self.head(self.features(image))
 
-    def taps(self,
-             image: Tensor, # float (B,3,h,w), normalised
+    def taps(self, image: Tensor, # float (B,3,h,w), normalised
              names: Iterable[str], # dotted: "trunk.conv5_3", "head.fc7"
              ) -> dict[str, Tensor]: # name -> its output
         "The outputs of some layers, from one pass."
