@@ -153,7 +153,7 @@ def test_a_table_and_photographs_become_a_counted_run(toyvoc, tmp_path):
     data = voc_folder(toyvoc, "train")
     (tmp_path / "tags.csv").write_text("".join(f"{data.image_file(name).name},{';'.join(c for c, there in zip(data.classes, row) if there)}\n" for name, row in zip(data.ids, data.tags)))
     said = inside("own", tmp_path / "tags.csv", toyvoc / "JPEGImages", tmp_path / "mine", "--keep", .25)
-    assert "24 pictures" in said and f"wsss_nb run --recipe dsrg --data {tmp_path / 'mine'}" in said
+    assert "24 pictures" in said and f"wsss_nb run --recipe ours --data {tmp_path / 'mine'}" in said
     assert "train: 18 pictures" in inside("prepare", "--data", tmp_path / "mine", "--run", tmp_path / "x")
     (tmp_path / "tags.csv").write_text("nobody.jpg,cow\n")
     one_line(inside("own", tmp_path / "tags.csv", toyvoc / "JPEGImages", tmp_path / "other", code=1), "nobody.jpg")

@@ -23,7 +23,7 @@ from wsss_nb.schedule import Training, make_plan
 from wsss_nb.segmenter import segmenter
 from wsss_nb.settings import flatten
 
-MODERN = "dsrg/voc-efficientnet-lite0"   # its network is timm's, which the extra `modern` brings
+MODERN = ("dsrg/voc-efficientnet-lite0", "ours/photo")   # their network is timm's, which the extra `modern` brings
 FULL = [name for name in PRESETS if not name.endswith("/toy")]
 WANTED = """dsrg/voc-vgg16 dsrg/voc-resnet101 dsrg/coco-vgg16 cues/voc-res38 cues/voc-res50 salient/voc-vgg16 salient/voc-resnet101 salient/voc+si-vgg16 salient/voc+si-resnet101
     salient/features-imagenet salient/coco-maskrcnn dgcn/voc-resnet101 dgcn/voc-res38 dgcn/coco-vgg16 wst/voc-vgg16 wst/voc-resnet101 sec/voc-vgg16""".split()
@@ -77,7 +77,9 @@ UPDATES = {"sec/voc-vgg16": {"train": 8000}, "dsrg/voc-vgg16": {"classify/colour
            "dgcn/coco-vgg16": {"train": 35_910, "classify/colour": 8000}, "wst/voc-vgg16": {"classify/second": 13_220, "train": 20_000}, "wst/voc-resnet101": {"train": 20_000},
            "wst/voc-resnet38-vgg16": {"train": 20_000}, "salient/voc-vgg16": {"classify/colour": 13_220, "train": 30_000}, "salient/voc-resnet101": {"train": 30_000},
            "salient/voc+si-vgg16": {"train": 30_000}, "salient/voc+si-resnet101": {"train": 30_000}, "salient/coco-maskrcnn": {"classify/colour": 20 * (122_218 // 16)},
-           "baseline/voc-vgg16": {"train": 8000}, "balanced/voc-vgg16": {"train": 8000}}
+           "baseline/voc-vgg16": {"train": 8000}, "balanced/voc-vgg16": {"train": 8000},
+           "ours/photo": {"classify/colour": 24 * (10_582 // 8), "train": 24 * 1322, "retrain/1": 24 * 1322}, "ours/voc-resnet101": {"classify/colour": 13_220, "train": 20_000, "retrain/1": 20_000}}
+SIDES = {"ours/photo": "224×224"}
 
 
 def test_every_row_of_the_papers_is_a_preset():
@@ -89,7 +91,7 @@ def test_every_row_of_the_papers_is_a_preset():
 @pytest.mark.parametrize("name", FULL)
 def test_a_dry_run_of_every_preset(name, request):
     """10,582 and 1,449, or 82,081 and 40,137 pictures; updates as counted by hand; parameters, memory and the curve in words; nothing is written."""
-    if name == MODERN:
+    if name in MODERN:
         pytest.importorskip("timm")
     root = request.getfixturevalue("coco_shaped" if "/coco-" in name else "voc_shaped")
     config = load_config(name, root)
@@ -100,8 +102,8 @@ def test_a_dry_run_of_every_preset(name, request):
     works = trainings(config, 81 if "/coco-" in name else 21)
     for key, updates in UPDATES[name].items():
         line = next(line for line in told.splitlines() if line.startswith(f"  {key} "))
-        assert f" {updates:,} updates of {works[key].settings.batch_size} views of 321×321" in line and make_plan(train, works[key].settings).iterations == updates
-        parameters = network_cost(works[key].network, works[key].n_classes, 321, 1, works[key].head).parameters
+        assert f" {updates:,} updates of {works[key].settings.batch_size} views of {SIDES.get(name, '321×321')}" in line and make_plan(train, works[key].settings).iterations == updates
+        parameters = network_cost(works[key].network, works[key].n_classes, works[key].size, 1, works[key].head).parameters
         assert f"{parameters:,} parameters" in line
     assert set(re.findall("[▁-█]{48}", told)) and f"about {max(memory_of(work) for work in works.values()) / 2**30:.1f} GiB" in told
     assert ("needs     data.simple" in told) == ("+si" in name) == bool(needs_of(config))
@@ -348,17 +350,17 @@ def test_the_table_has_a_row_for_each_preset():
 def test_without_timm_the_table_is_printed_all_the_same(monkeypatch):
     """Two dashes for the one row that cannot be counted, and what to install; every other row as before."""
     monkeypatch.setattr("wsss_nb.preset_table.find_spec", lambda name: None)
-    row, other = preset_row(MODERN), preset_row("sec/voc-vgg16")
+    row, other = preset_row(MODERN[0]), preset_row("sec/voc-vgg16")
     assert (row.memory, row.hours, row.trained) == (None, None, {}) and other.memory > 2**30
     text = preset_table([row, other])
-    assert text.splitlines()[2].split() == [MODERN, "–", "–", "67.6", "70.3", "–", "–"] and "pip install 'wsss_nb[modern]'" in text
+    assert text.splitlines()[2].split() == [MODERN[0], "–", "–", "67.6", "70.3", "–", "–"] and "pip install 'wsss_nb[modern]'" in text
     assert "modern" not in preset_table([other]) and text.splitlines()[3] == preset_table([other]).splitlines()[2]
 
 
 def test_the_row_without_a_paper():
     """Nothing to compare with, and told so; DSRG's numbers on another trunk, whose answers are as fine as the others'."""
-    assert RESULTS[MODERN][:4] == (None,) * 4 and "no paper" in RESULTS[MODERN].source and reported(MODERN, "dsrg") == {}
-    modern, old = (load_config(name) for name in (MODERN, "dsrg/voc-vgg16"))
+    assert RESULTS[MODERN[0]][:4] == (None,) * 4 and "no paper" in RESULTS[MODERN[0]].source and reported(MODERN[0], "dsrg") == {}
+    modern, old = (load_config(name) for name in (MODERN[0], "dsrg/voc-vgg16"))
     changed = {key for key in flatten(as_dict(old)) if flatten(as_dict(old))[key] != flatten(as_dict(modern))[key]}
     assert changed == {"preset", "classify.network", "train.network", "retrain.network", "train.stride", "retrain.stride", "cues.scales"}
     pytest.importorskip("timm")

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['LOSSES', 'WST_CLASSIFIER', 'DSRG_CLASSIFIER', 'TOY_CLASSIFIER', 'PRESETS', 'LUMA', 'LIMIT', 'multilabel_loss',
-           'single_tag_loss', 'Preset', 'Grey', 'is_grey', 'make_grey', 'train_classifier', 'set_dropout', 'judging',
-           'bounded', 'network_input', 'same_size', 'score_images', 'average_precision', 'tag_quality', 'mean_quality',
-           'plot_quality_table']
+__all__ = ['LOSSES', 'WST_CLASSIFIER', 'DSRG_CLASSIFIER', 'TOY_CLASSIFIER', 'PHOTO_CLASSIFIER', 'PRESETS', 'LUMA', 'LIMIT',
+           'multilabel_loss', 'single_tag_loss', 'Preset', 'Grey', 'is_grey', 'make_grey', 'train_classifier',
+           'set_dropout', 'judging', 'bounded', 'network_input', 'same_size', 'score_images', 'average_precision',
+           'tag_quality', 'mean_quality', 'plot_quality_table']
 
 # %% ../nbs/10d_classifier.ipynb #b05b34d1
 def multilabel_loss(logits: Tensor, # (B,C)
@@ -95,7 +95,9 @@ DSRG_CLASSIFIER = Preset(Training(iterations=8000, batch_size=20, learning_rate=
                          view="warp", bias=2., bias_decay=0., dropout=.5)
 TOY_CLASSIFIER = Preset(Training(epochs=10, batch_size=16, learning_rate=2e-3, weight_decay=.01, optimiser="adamw", warm_up=60, channels_last=True),
                         size=112, low=.65, high=1.)
-PRESETS = {"wst": WST_CLASSIFIER, "dsrg": DSRG_CLASSIFIER, "toy": TOY_CLASSIFIER}
+PHOTO_CLASSIFIER = Preset(Training(epochs=24, batch_size=8, learning_rate=1e-3, weight_decay=.01, optimiser="adamw", warm_up=30, channels_last=True),
+                          size=224, low=.5, high=1.)
+PRESETS = {"wst": WST_CLASSIFIER, "dsrg": DSRG_CLASSIFIER, "toy": TOY_CLASSIFIER, "photo": PHOTO_CLASSIFIER}
 
 # %% ../nbs/10d_classifier.ipynb #473a0174
 LUMA = (.299, .587, .114)   # how bright red, green and blue look (ITU-R 601, what image programs use)

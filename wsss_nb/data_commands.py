@@ -84,7 +84,7 @@ def prepare_command(what: Annotated[str | None, typer.Argument(help="voc12, coco
     if stages.is_first():
         print(f"{run / 'prepare'}: {counted(counts)}", flush=True)
 
-# %% ../nbs/52d_data_commands.ipynb #3cbccf9c
+# %% ../nbs/52d_data_commands.ipynb #9556f2c9
 @places.command("toyvoc")
 def toyvoc_command(folder: Annotated[Path, typer.Argument(help="Where the pictures go; made if missing.")],
                    kind: Annotated[str, typer.Option(help="toyvoc, pretraining or outsiders.")] = "toyvoc",
@@ -119,4 +119,4 @@ def own_command(table: Annotated[Path, typer.Argument(help="A CSV file: a pictur
     from wsss_nb.own_data import read_table, told_own, write_own
     rows = read_table(table)
     write_own(rows, pictures, folder, keep)
-    print(f"{told_own(rows)}\n{folder} is complete; next:\n\n    wsss_nb run --recipe dsrg --data {quote(str(folder))} --run runs/mine")
+    print(f"{told_own(rows)}\n{folder} is complete; next:\n\n    wsss_nb run --recipe ours --data {quote(str(folder))} --run runs/mine")

@@ -16,10 +16,10 @@ from .training import LEARNING
 # %% auto #0
 __all__ = ['DSRG_PAPER', 'PAPERS', 'LIST', 'AUTHORS', 'VOC', 'COCO', 'RESULTS', 'READERS', 'TOY_VIEW', 'TOY', 'VGG16', 'CUTS',
            'GROWS', 'NO_RETRAINING', 'FROM_CLASSIFIER', 'DSRG_LEARNING', 'SEC_LEARNING', 'WST_LEARNING',
-           'DGCN_LEARNING', 'CUES_LEARNING', 'SALIENT', 'LITE', 'PRESETS', 'SIMPLE_IMAGENET', 'NEEDS', 'Paper',
-           'Result', 'DataSet', 'data_set', 'reported', 'learning', 'layered', 'with_network']
+           'DGCN_LEARNING', 'CUES_LEARNING', 'SALIENT', 'LITE', 'PHOTO_VIEW', 'PHOTO', 'PRESETS', 'SIMPLE_IMAGENET',
+           'NEEDS', 'Paper', 'Result', 'DataSet', 'data_set', 'reported', 'learning', 'layered', 'with_network']
 
-# %% ../nbs/50a_presets.ipynb #c40a3c27
+# %% ../nbs/50a_presets.ipynb #2851cd1a
 @dataclass(frozen=True)
 class Paper:
     "Where a method comes from, and what it reached."
@@ -39,9 +39,10 @@ PAPERS: dict[str, Paper] = {
     "dgcn": Paper("Deep Graph Cut Network for Weakly-Supervised Semantic Segmentation", "Feng, Wang and Liu, Science China Information Sciences 2021", {"val.train": 60.8}, "table 3"),
     "wst": Paper("Employing Multi-Estimations for Weakly-Supervised Semantic Segmentation", "Fan, Zhang and Tan, ECCV 2020", {"val": 64.6}, "table 5, twelve seeds"),
     "salient": Paper("Associating Inter-Image Salient Instances for Weakly Supervised Semantic Segmentation", "Fan et al., ECCV 2018", {"val": 63.6}, "ResNet-101, VOC's pictures alone"),
+    "ours": Paper("The course's own: cues that two levels of background agree on, grown", "lesson 44", {}),
 }
 
-# %% ../nbs/50a_presets.ipynb #4e48f483
+# %% ../nbs/50a_presets.ipynb #368ff95c
 class Result(NamedTuple):
     "A row of a paper's table: mIoU in percent; None where we could not read it."
     val: float | None
@@ -69,7 +70,7 @@ RESULTS: dict[str, Result] = {
     "dsrg/voc-vgg16": Result(59.0, before=57.6, source="DSRG table 2"),
     "dsrg/voc-resnet101": Result(61.4, 63.2, source=f"{LIST}; its abstract has the second number"),
     "dsrg/coco-vgg16": Result(26.0, source="its abstract"),
-    "dsrg/voc-efficientnet-lite0": Result(None, source="no paper: there is nothing to compare with"),
+    **dict.fromkeys(("dsrg/voc-efficientnet-lite0", "ours/photo", "ours/voc-resnet101"), Result(None, source="no paper: there is nothing to compare with")),
     "cues/voc-res50": Result(56.0, before=55.3, told=57.8, source="table 1; which network they belong to we could not read"),
     "cues/voc-res38": Result(None),
     "dgcn/voc-resnet101": Result(64.0, 64.6, 60.8, source=AUTHORS), "dgcn/voc-res38": Result(None), "dgcn/coco-vgg16": Result(None),
@@ -136,12 +137,16 @@ def with_network(name: str, # of the segmenter
     "Which network learns to segment, and which finds the cues."
     return {"train": {"network": name}, "retrain": {"network": name}, "classify": classify}
 
-# %% ../nbs/50a_presets.ipynb #dc178334
+# %% ../nbs/50a_presets.ipynb #d6f81583
 LITE = "timm:tf_efficientnet_lite0"   # of the extra `modern`, whose packages hold its ImageNet weights
+PHOTO_VIEW = {"network": LITE, "head": "linear", "stride": 16, "view": "crop", "size": 224, "low": .5, "high": 1., "workers": READERS}
+PHOTO = {"classify": {"network": LITE, "preset": "photo"}, "train": learning("photo") | PHOTO_VIEW, "retrain": learning("photo") | PHOTO_VIEW | {"restrict": True, "balanced": True}}
 PRESETS: dict[str, dict] = {
     "baseline/toy": layered(TOY, NO_RETRAINING), "sec/toy": layered(TOY, NO_RETRAINING), "balanced/toy": layered(TOY, NO_RETRAINING),
     "dsrg/toy": layered(TOY, GROWS),
     "cues/toy": layered(TOY, FROM_CLASSIFIER, NO_RETRAINING, {"options": {"balanced": True}, "predict": {"amend": -2., "variants": ("tags",)}}),
+    "ours/toy": TOY, "ours/photo": PHOTO,
+    "ours/voc-resnet101": layered(VGG16, WST_LEARNING, with_network("resnet101", network="resnet50"), {"retrain": learning("dsrg-retrain") | {"rounds": 1, "restrict": True, "balanced": True}, "predict": {"scales": (.75, 1., 1.25)}}),
     "dgcn/toy": layered(TOY, CUTS), "wst/toy": layered(TOY, NO_RETRAINING, {"options": {"balanced": True}}), "salient/toy": layered(TOY, NO_RETRAINING, {"options": {"balanced": True}}),
     "baseline/voc-vgg16": layered(VGG16, DSRG_LEARNING, NO_RETRAINING), "balanced/voc-vgg16": layered(VGG16, DSRG_LEARNING, NO_RETRAINING),
     "sec/voc-vgg16": layered(VGG16, SEC_LEARNING),
