@@ -137,16 +137,16 @@ def with_network(name: str, # of the segmenter
     "Which network learns to segment, and which finds the cues."
     return {"train": {"network": name}, "retrain": {"network": name}, "classify": classify}
 
-# %% ../nbs/50a_presets.ipynb #d6f81583
+# %% ../nbs/50a_presets.ipynb #1f72b185
 LITE = "timm:tf_efficientnet_lite0"   # of the extra `modern`, whose packages hold its ImageNet weights
 PHOTO_VIEW = {"network": LITE, "head": "linear", "stride": 16, "view": "crop", "size": 224, "low": .5, "high": 1., "workers": READERS}
-PHOTO = {"classify": {"network": LITE, "preset": "photo"}, "train": learning("photo") | PHOTO_VIEW, "retrain": learning("photo") | PHOTO_VIEW | {"restrict": True, "balanced": True}}
+PHOTO = {"classify": {"network": LITE, "preset": "photo"}, "train": learning("photo") | PHOTO_VIEW, "retrain": learning("photo") | PHOTO_VIEW | {"rounds": 0, "restrict": True, "balanced": True}}
 PRESETS: dict[str, dict] = {
     "baseline/toy": layered(TOY, NO_RETRAINING), "sec/toy": layered(TOY, NO_RETRAINING), "balanced/toy": layered(TOY, NO_RETRAINING),
     "dsrg/toy": layered(TOY, GROWS),
     "cues/toy": layered(TOY, FROM_CLASSIFIER, NO_RETRAINING, {"options": {"balanced": True}, "predict": {"amend": -2., "variants": ("tags",)}}),
-    "ours/toy": TOY, "ours/photo": PHOTO,
-    "ours/voc-resnet101": layered(VGG16, WST_LEARNING, with_network("resnet101", network="resnet50"), {"retrain": learning("dsrg-retrain") | {"rounds": 1, "restrict": True, "balanced": True}, "predict": {"scales": (.75, 1., 1.25)}}),
+    "ours/toy": layered(TOY, NO_RETRAINING), "ours/photo": PHOTO,
+    "ours/voc-resnet101": layered(VGG16, WST_LEARNING, with_network("resnet101", network="resnet50"), {"predict": {"scales": (.75, 1., 1.25)}}),
     "dgcn/toy": layered(TOY, CUTS), "wst/toy": layered(TOY, NO_RETRAINING, {"options": {"balanced": True}}), "salient/toy": layered(TOY, NO_RETRAINING, {"options": {"balanced": True}}),
     "baseline/voc-vgg16": layered(VGG16, DSRG_LEARNING, NO_RETRAINING), "balanced/voc-vgg16": layered(VGG16, DSRG_LEARNING, NO_RETRAINING),
     "sec/voc-vgg16": layered(VGG16, SEC_LEARNING),
