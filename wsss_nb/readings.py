@@ -51,8 +51,8 @@ def merged_cues(data: TaggedImages, i: int, networks: Mapping[str, Classifier],
     seen = [[x.cpu() for x in look(network, data, i)] for network in networks.values()]
     return merge_cues(*[modified_cues(*pair, torch.from_numpy(data.tags[[i]]), segments, foreground, background) for pair in seen])
 
-# %% ../nbs/44_readings.ipynb #f2476125
-LEVELS = (.1, .5)
+# %% ../nbs/44_readings.ipynb #45b5ecc1
+LEVELS = (.2, .5)
 
 
 def by_level(maps: Tensor, saliency: Tensor, image: Tensor, T: Tensor,
