@@ -9,7 +9,7 @@ import pytest
 import torch
 from run_toy import WST, tiny
 
-from wsss_nb import recipes
+from wsss_nb import readings
 from wsss_nb.config import load_config
 from wsss_nb.core import IGNORE, Batch, DataError, Prediction
 from wsss_nb.files import read_labels
@@ -289,8 +289,8 @@ def test_scales_merged_by_hand(merge, expected, few, monkeypatch):
     c = int(np.flatnonzero(data.tags[0])[0])
     maps = torch.zeros(3, len(data.classes), *data.image(0).shape[:2])
     maps[:, c, :, 0], maps[0, c, :, 1] = 1., .2
-    monkeypatch.setattr(recipes, "maps_of", lambda *args, **options: maps)
-    S = recipes.seed_cues(data, 0, {"colour": None}, np.ones(data.image(0).shape[:2]), types=("threshold",), merge=merge)
+    monkeypatch.setattr(readings, "maps_of", lambda *args, **options: maps)
+    S = readings.seed_cues(data, 0, {"colour": None}, np.ones(data.image(0).shape[:2]), types=("threshold",), merge=merge)
     rows = [expected] if merge else [[1, 1, IGNORE], [1, IGNORE, IGNORE], [1, IGNORE, IGNORE]]
     assert S[:, 0, :3].tolist() == [[1 + c if label == 1 else label for label in row] for row in rows] and (S == S[:, :1]).all()
 
