@@ -172,12 +172,16 @@ def test_front_page_lists_every_lesson():
     assert re.findall(r"\((\w+\.ipynb)\)", table) == [n.name for n in LESSONS], "run data_scripts/run_lessons.py nbs/index.ipynb"
 
 
-def dom(url: str, folder: Path) -> str:
-    "The page as headless Chromium sees it after its scripts ran, with every host name unknown."
-    flags = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+def dom(url: str, folder: Path, tries: int = 3) -> str:
+    "The page as headless Chromium sees it after its scripts ran, with every host name unknown. Chromium now and then ends without a page on a busy machine: it is asked again."
+    flags = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-dev-shm-usage "
              "--disable-component-update --disable-sync --virtual-time-budget=5000 --dump-dom").split()
-    return subprocess.run([CHROMIUM, *flags, "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder}", url],
-                          text=True, capture_output=True, timeout=120).stdout
+    for k in range(tries):
+        done = subprocess.run([CHROMIUM, *flags, "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / str(k)}", url],
+                              text=True, capture_output=True, timeout=120)
+        if "<title>" in done.stdout:
+            return done.stdout
+    raise AssertionError(f"Chromium showed no page of {url}: it ended with {done.returncode}, {len(done.stdout)} characters and {done.stderr[-600:]!r}")
 
 
 # page, its title, formulas its source has (counted by eye), something it must say
