@@ -129,6 +129,19 @@ def test_a_stage_that_was_begun_holds_its_settings(toyvoc, tmp_path):
     refused(lambda: prepare(replace(config, train=replace(config.train, batch_size=4)), tmp_path), "train.batch_size 8, now it is 4")
 
 
+def test_scores_of_the_cues_do_not_hold_back_the_prediction(run, toyvoc):
+    """evaluate/ has files of two stages. Those of the cues bind nobody; a single one of its own does."""
+    for name in ("predict", "report"):
+        shutil.rmtree(run / name)
+    config = tiny(toyvoc, "dsrg/toy", "predict.crf=false")
+    refused(lambda: predict(config, run), str(run / "evaluate"), "predict.crf True, now it is False")
+    for path in (*run.glob("evaluate/val*.json"), run / "evaluate/manifest.json"):
+        path.unlink()
+    assert {path.name for path in run.glob("evaluate/*")} == {"cues.json", "cues.cam.json"}
+    predict(config, run)
+    assert read_config(run).predict.crf is False
+
+
 @pytest.mark.parametrize("content", ["", "{", "[1]", "\x00\x01", '"text"'])
 def test_a_damaged_manifest_is_refused(run, toyvoc, content):
     """The file is named, and what to delete; after that the run goes on."""

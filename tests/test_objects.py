@@ -16,7 +16,8 @@ from wsss_nb.instances import encode_mask, read_instances
 from wsss_nb.objects import asks_objects, find_objects, hash_of, json_numbers, object_map, told_objects
 from wsss_nb.opening import check_recipe, open_data, recipe_of
 from wsss_nb.recipes import RECIPES
-from wsss_nb.stages import about, cues, detect, instances, run_all
+from wsss_nb.scores import about
+from wsss_nb.stages import cues, detect, instances, run_all
 from wsss_nb.stored import read_seeds
 from wsss_nb.tagged import Instances, mask_boxes
 from wsss_nb.voc import voc_folder

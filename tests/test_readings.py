@@ -11,7 +11,7 @@ from wsss_nb.core import BACKGROUND, IGNORE, Batch, DataError, Prediction
 from wsss_nb.crf import mean_field
 from wsss_nb.cues import cue_probabilities
 from wsss_nb.files import read_labels
-from wsss_nb.readings import LEVELS, READINGS, by_agreement, by_level, seed_cues
+from wsss_nb.readings import LEVELS, READINGS, by_agreement, by_level, raw_cam, score_cams, seed_cues
 from wsss_nb.recipes import RECIPES
 from wsss_nb.seeds import by_crf, crf_scale
 from wsss_nb.stages import classify, prepare, run_all
@@ -75,6 +75,23 @@ def test_agreement_pixel_by_pixel(scene):
         for x in range(12):
             assert agreed[y, x] == (low[y, x] if low[y, x] == high[y, x] else IGNORE)
     assert (by_agreement(*scene, levels=(.3, .3)) != IGNORE).all() and (by_agreement(*scene, levels=(.01, 1.)) == IGNORE).any()
+
+
+def test_the_map_alone(toyvoc, monkeypatch):
+    """Read at a fifth of the maximum, pixel by pixel; counted against the masks one by one."""
+    data, total, asked = voc_folder(toyvoc, "val", masks=True).subset(range(3)), np.zeros((7, 7), int), []
+    drawn = [torch.rand(1, 6, *data.mask(i).shape) ** 4 * torch.from_numpy(data.tags[i])[:, None, None] for i in range(3)]
+    monkeypatch.setattr("wsss_nb.readings.maps_of", lambda network, data, i, **how: asked.append(how) or drawn[i])
+    for i, M in enumerate(drawn):
+        S, mask = raw_cam(None, data, i), data.mask(i)
+        assert S.dtype == torch.uint8 and S.shape == mask.shape and 0 < (S > 0).float().mean() < 1
+        for y, x in np.ndindex(*S.shape):
+            assert S[y, x] == (1 + M[0, :, y, x].argmax() if M[0, :, y, x].max() > .2 else 0)
+            if mask[y, x] != IGNORE:
+                total[mask[y, x], S[y, x]] += 1
+    assert score_cams(None, data).tolist() == total.tolist() and asked[0] == {"scales": (1.,)}
+    assert (raw_cam(None, data, 0, foreground=1.) == 0).all()
+    assert score_cams(None, data.subset([])).tolist() == np.zeros((7, 7), int).tolist()
 
 
 def test_an_unknown_reading_is_named(toyvoc):

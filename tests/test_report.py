@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from html import escape
 from html.parser import HTMLParser
 
@@ -213,12 +214,13 @@ def test_result_table(text):
     val.train: six classes with 100 of 200 pixels found and the rest called background: IoU 1/2 each; background 100 / 700.
     val: IoU 3/4, 1/2, 1/4, 1/4, 3/4, 0; background 100 hits and 10+20+30+15+20+7 = 102 false alarms: 100/202.
     """
-    head, first, second = rows_of(text, "Measured on this run")
+    head, first, second, nothing = rows_of(text, "Measured on this run")
     mean = lambda *values: f"{100 * sum(values) / len(values):.1f}"
     assert head == ["", "paper", "mean IoU", "foreground IoU", "pixel accuracy", "mean accuracy", "pictures"]
     assert first == ["DSRG", "57.6", mean(1/7, *[1/2] * 6), mean(*[1/2] * 6), mean(700/1300), mean(1, *[1/2] * 6), "8"]
     ious = (3/4, 1/2, 1/4, 1/4, 3/4, 0)
     assert second == ["+ retrain", "59.0", mean(100/202, *ious), mean(*ious), mean(225/327), mean(1, *ious), "8"]
+    assert nothing == ["all background", "–", mean(1/13, *[0] * 6), "0.0", mean(1/13), mean(1, *[0] * 6), "8"]      # 100 of 1,300 pixels
     assert "PASCAL VOC" in text and f"mean IoU {mean(100/202, *ious)} % on 8 pictures" in text
 
 
@@ -259,7 +261,37 @@ def test_curves(text):
 
 def test_cue_row(text):
     """Ten of forty pixels of each class are labelled, and right."""
-    assert rows_of(text, "The cues, percent")[1][:5] == ["cues: what most of 2 seeds say", "25.0", "100.0", "25.0", "25.0"]
+    rows = rows_of(text, "The cues, percent")[1:]
+    assert rows[0][:5] == ["cues: what most of 2 seeds say", "25.0", "100.0", "25.0", "25.0"]
+    assert rows[1] == ["all background", "100.0", "–", "0.0", "0.0", f"{100 / 7 / 7:.1f}"] and len(rows) == 2    # background is 40 of 280 pixels
+
+
+def test_the_map_alone_has_its_rows(run, sets):
+    """Beside the cues, told the tags; beside the result, with claimed ones. Counted by hand: 6 of 10 pixels of each class found, the rest called background."""
+    N = np.diag([10] + [6] * 6)
+    N[1:, 0] = 4
+    for name in ("cues.cam", "val.cam"):
+        write_evaluation(run / f"evaluate/{name}.json", sets[0].classes, N)
+    page = written(run, sets, ABOUT | {"rows": {**ABOUT["rows"], "val.cam": "raw CAM, claimed"}})
+    assert rows_of(page, "The cues, percent")[2] == ["raw CAM, without cues", "100.0", "100.0", "60.0", "60.0", f"{100 * (10 / 34 + 3.6) / 7:.1f}"]
+    results = {row[0]: row for row in rows_of(page, "Measured on this run")}
+    assert results["raw CAM, claimed"][1:4] == ["–", f"{100 * (10 / 34 + 3.6) / 7:.1f}", "60.0"] and "cues.cam" not in results
+
+
+def test_eighty_classes_are_folded(text, run, sets):
+    """Six names stand in the open; of many, the page opens a list."""
+    assert "Their names" not in text and f"of 6 classes: {', '.join(sets[0].classes)}." in text
+    many = tuple(f"thing{k}" for k in range(80))
+    told = str(report.headline(run, replace(sets[0], classes=many, tags=np.zeros((len(sets[0]), 80), bool)), None, {}))
+    assert re.search(r"of 80 classes\.", told) and re.search(r"<details><summary>Their names</summary><p>thing0, .*thing79</p></details>", told)
+    N = np.diag([5, 0, 3] + [0] * 78)
+    N[2, 0] = 3
+    write_evaluation(run / "evaluate/val.json", many, N)
+    write_evaluation(run / "evaluate/val.train.json", many, N)
+    chart = str(report.class_section(run, ABOUT))
+    assert re.findall(r'text-anchor="end"[^>]*>(\w+)<', chart) == ["background", "thing1"] and chart.count("<rect") == 2 and "79 classes that were neither there nor predicted" in chart
+    assert 'fill="rgb({},{},{})"'.format(*PALETTE[2]) in chart
+    assert str(report.legend_of(many)).startswith("<details>") and not str(report.legend_of(sets[0].classes)).startswith("<details>")
 
 
 def test_stages_and_times(text):

@@ -138,7 +138,7 @@ def test_the_page_has_the_presets_row(few, tmp_path, monkeypatch):
     """The report's paper column is that of the preset, with where it comes from and on which data; another recipe's preset lends no numbers."""
     from dataclasses import replace
 
-    from wsss_nb.stages import about
+    from wsss_nb.scores import about
     told = about(load_config("dsrg/coco-vgg16", few))
     assert told["paper"] == {"val": 26.0} and told["data"] == "COCO 2014" and told["setting"] == RESULTS["dsrg/coco-vgg16"].source and told["lists"] == "train: 16 pictures; val: 3 pictures"
     assert about(load_config("dsrg/voc-resnet101", few))["paper"] == {"val": 61.4} and about(load_config("dsrg", few))["paper"] == {"val.train": 57.6, "val": 59.0}

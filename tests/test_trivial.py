@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from wsss_nb.evaluation import Evaluation
 from wsss_nb.tagged import Instances
-from wsss_nb.trivial import fill_boxes, score_background, score_boxes
+from wsss_nb.trivial import all_background, fill_boxes, score_background, score_boxes
 from wsss_nb.voc import voc_folder
 
 
@@ -27,6 +28,14 @@ def miou(pairs) -> float:
 def test_all_background(toyvoc):
     result = score_background(voc_folder(toyvoc, "val", masks=True))
     assert result.summary()["mean_iou"] == pytest.approx(miou([(np.zeros_like(t), t) for t, _ in masks(toyvoc)]), abs=1e-12) and result.images == 12
+
+
+def test_all_background_from_the_counts_alone():
+    """Three pixels of background, five of a cow, one of them unlabelled in the prediction: background 3 of 8, cow nothing."""
+    for N in ([[2, 1], [1, 4]], [[2, 0, 1], [1, 3, 1]]):
+        found = all_background(Evaluation(np.array(N), ("cow",), 2))
+        assert found.confusion[:, 0].tolist() == [3, 5] and not found.confusion[:, 1:].any() and found.images == 2
+        assert found.summary()["mean_iou"] == pytest.approx((3 / 8 + 0) / 2) and found.confusion.shape == np.shape(N)
 
 
 def test_boxes(toyvoc):

@@ -123,7 +123,7 @@ def counted(counts: dict) -> str: # 6 pictures, loss 0.41
     flat_ones = [", ".join(said(name, value) for name, value in counts.items() if name not in nested)]
     return "; ".join(filter(None, flat_ones + [f"{name}: {counted(value)}" for name, value in nested.items()]))
 
-# %% ../nbs/51f_findings.ipynb #2be8c7d0
+# %% ../nbs/51f_findings.ipynb #b39f282b
 def is_upper_bound(run: Path,
                    name: str, # of an evaluation: val.tags
                    about: dict, # its "upper_bound" lists names; without it, the notes beside the predictions decide
@@ -140,7 +140,7 @@ def evaluations(run: Path,
     "The announced rows first, then whatever else was evaluated: nothing is left out."
     called = {name: name for name in about.get("paper", {})} | dict(about.get("rows", {}))
     order = dict.fromkeys((*about.get("rows", {}), *called, *(path.stem for path in sorted((run / "evaluate").glob("*.json")))))
-    return {name: (called.get(name, name), read_evaluation(run / f"evaluate/{name}.json")) for name in order if name not in ("cues", "manifest")}
+    return {name: (called.get(name, name), read_evaluation(run / f"evaluate/{name}.json")) for name in order if name.split(".")[0] not in ("cues", "manifest")}
 
 
 def final_name(run: Path, about: dict,

@@ -24,7 +24,8 @@ from .run import join_team
 from .sharing import first_alone, meet, require_alike, versions
 
 # %% auto #0
-__all__ = ['STAGES', 'read_manifest', 'write_json', 'require_done', 'stage_key', 'stage', 'settle_config', 'environment']
+__all__ = ['STAGES', 'read_manifest', 'write_json', 'require_done', 'stage_key', 'stage', 'is_begun', 'settle_config',
+           'environment']
 
 # %% ../nbs/51c_manifest.ipynb #d9db858a
 def read_manifest(folder: str | Path, # of a stage
@@ -99,13 +100,21 @@ def stage(needs: Iterable[str] | Callable[[Config], Iterable[str]] = (), # stage
 
 STAGES: dict[str, Callable[[Config, str | Path], dict]] = {}   # in the order in which they were defined
 
-# %% ../nbs/51c_manifest.ipynb #b25479e7
+# %% ../nbs/51c_manifest.ipynb #8e55e614
+def is_begun(run: Path,
+             name: str, # of a stage
+             ) -> bool:
+    "Whether the stage left anything in its folder; what an earlier stage put there, as the cues do into evaluate/, is not its own."
+    left = {path.name.split(".")[0] for path in (run / name).glob("*")}
+    return (run / name).exists() and not (left and left <= set(STAGES))
+
+
 def settle_config(config: Config, run: Path) -> None:
     "Write config.json and environment.json; refuse a setting that differs from what a stage of this run was made with."
     if (run / "config.json").exists():
         changed = difference(read_config(run), config)
         for name, begun in STAGES.items():
-            stuck = [key for key in changed if (run / name).exists() and any(key == part or key.startswith(f"{part}.") for part in begun.reads)]
+            stuck = [key for key in changed if is_begun(run, name) and any(key == part or key.startswith(f"{part}.") for part in begun.reads)]
             there, here = changed[stuck[0]] if stuck else (None, None)
             check(not stuck, f"{run / name} was made with {stuck[0] if stuck else ''} {there!r}, now it is {here!r}" + f" ({len(stuck)} settings differ)" * (len(stuck) > 1),
                   "one config for all of a run", f"take another folder with --run, or delete {run / name} and what was made from it")

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from wsss_nb.tagged import Instances, TaggedImages
 
 # %% auto #0
-__all__ = ['fill_boxes', 'score_background', 'score_boxes']
+__all__ = ['fill_boxes', 'score_background', 'all_background', 'score_boxes']
 
-# %% ../nbs/05b_trivial.ipynb #a5d9c56e
+# %% ../nbs/05b_trivial.ipynb #418b35c8
 def fill_boxes(found: Instances, # with boxes
                size: tuple[int, int], # h, w
                ) -> np.ndarray: # uint8 (h,w)
@@ -36,6 +36,14 @@ def score_background(data: TaggedImages, # opened with masks
     "What 0 everywhere scores."
     N = sum(confusion(np.full_like(mask := data.mask(i), BACKGROUND), mask, data.n_classes) for i in range(len(data)))
     return Evaluation(N, data.classes, len(data))
+
+
+def all_background(found: Evaluation, # of any prediction
+                   ) -> Evaluation:
+    "What 0 everywhere would have scored in its place: the true pixels of each class are known."
+    N = np.zeros_like(found.confusion)
+    N[:, BACKGROUND] = found.confusion.sum(1)
+    return Evaluation(N, found.classes, found.images)
 
 
 def score_boxes(data: TaggedImages, # opened with masks and instances: this one cheats
