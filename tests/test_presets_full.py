@@ -78,7 +78,7 @@ UPDATES = {"sec/voc-vgg16": {"train": 8000}, "dsrg/voc-vgg16": {"classify/colour
            "wst/voc-resnet38-vgg16": {"train": 20_000}, "salient/voc-vgg16": {"classify/colour": 13_220, "train": 30_000}, "salient/voc-resnet101": {"train": 30_000},
            "salient/voc+si-vgg16": {"train": 30_000}, "salient/voc+si-resnet101": {"train": 30_000}, "salient/coco-maskrcnn": {"classify/colour": 20 * (122_218 // 16)},
            "baseline/voc-vgg16": {"train": 8000}, "balanced/voc-vgg16": {"train": 8000},
-           "ours/photo": {"classify/colour": 24 * (10_582 // 8), "train": 24 * 1322}, "ours/voc-resnet101": {"classify/colour": 13_220, "train": 20_000}}
+           "ours/photo": {"classify/colour": 40 * (10_582 // 8), "train": 40 * 1322}, "ours/voc-resnet101": {"classify/colour": 13_220, "train": 20_000}}
 SIDES = {"ours/photo": "224×224"}
 
 

@@ -95,7 +95,7 @@ DSRG_CLASSIFIER = Preset(Training(iterations=8000, batch_size=20, learning_rate=
                          view="warp", bias=2., bias_decay=0., dropout=.5)
 TOY_CLASSIFIER = Preset(Training(epochs=10, batch_size=16, learning_rate=2e-3, weight_decay=.01, optimiser="adamw", warm_up=60, channels_last=True),
                         size=112, low=.65, high=1.)
-PHOTO_CLASSIFIER = Preset(Training(epochs=24, batch_size=8, learning_rate=1e-3, weight_decay=.01, optimiser="adamw", warm_up=30, channels_last=True),
+PHOTO_CLASSIFIER = Preset(Training(epochs=40, batch_size=8, learning_rate=3e-4, weight_decay=.01, optimiser="adamw", warm_up=30, channels_last=True),
                           size=224, low=.5, high=1.)
 PRESETS = {"wst": WST_CLASSIFIER, "dsrg": DSRG_CLASSIFIER, "toy": TOY_CLASSIFIER, "photo": PHOTO_CLASSIFIER}
 

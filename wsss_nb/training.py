@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from .checkpoint import read_log
-from .classifier import judging
+from .classifier import PHOTO_CLASSIFIER, TOY_CLASSIFIER, judging
 from .core import IGNORE, Batch, Prediction, check
 from .evaluation import confusion, supervision_quality
 from .files import atomic, write_labels
@@ -231,6 +231,5 @@ LEARNING: dict[str, Training] = {
     "deeplab": Training(iterations=20_000, batch_size=10, learning_rate=1e-3, schedule="poly"),
     "dgcn": Training(epochs=7, batch_size=16, learning_rate=5e-4, schedule="step_epoch", step_every=3, step_factor=.3, warm_up=200),
     "salient": Training(iterations=30_000, batch_size=10, learning_rate=2.5e-4, schedule="step", step_every=20_000, step_factor=.1),
-    "photo": Training(epochs=24, batch_size=8, learning_rate=1e-3, weight_decay=.01, optimiser="adamw", warm_up=30, channels_last=True),
-    "toy": Training(epochs=10, batch_size=16, learning_rate=2e-3, weight_decay=.01, optimiser="adamw", warm_up=60, channels_last=True),
+    "photo": PHOTO_CLASSIFIER.training, "toy": TOY_CLASSIFIER.training,   # as its classifier learns
 }
