@@ -21,7 +21,7 @@ set -euo pipefail
 recipe=$1 data=$2 run=$3
 shift 3
 
-torchrun --standalone --nproc-per-node "${SLURM_GPUS_ON_NODE:-1}" --no-python -- \
+torchrun --standalone --nproc-per-node "${SLURM_GPUS_ON_NODE:-1}" -m -- \
     wsss_nb run --recipe "$recipe" --data "$data" --run "$run" "$@" &
 work=$!
 

@@ -20,14 +20,14 @@ from .papers import DryRun, RunFolder, Setting, papers
 __all__ = ['app', 'MissingSeeds', 'results', 'table_of', 'finish', 'version', 'say', 'words_of', 'add_stage', 'cues_command',
            'allowed', 'train_command', 'run_command', 'demo_command', 'score_command', 'main']
 
-# %% ../nbs/53_cli.ipynb #8666e622
+# %% ../nbs/53_cli.ipynb #ba6400ff
 def results(config: object, run: Path) -> list[tuple[str, float, float | None]]: # name, mIoU, the paper's mIoU in percent
     "The rows of the table, as far as there are masks to score with."
     import json
 
     from wsss_nb.findings import seeds_kept
     from wsss_nb.opening import open_data
-    from wsss_nb.stages import about
+    from wsss_nb.scores import about
     from wsss_nb.trivial import score_background
     told = about(config)
     read = lambda name: json.loads((run / f"evaluate/{name}.json").read_text(encoding="utf-8"))
@@ -37,7 +37,9 @@ def results(config: object, run: Path) -> list[tuple[str, float, float | None]]:
     if (run / "evaluate/cues.json").exists():
         several = seeds_kept(run, open_data(config, "train").ids) > 1
         rows.append(("what most seeds say, training pictures" if several else "the cues, of the training pictures", read("cues")["filled_mean_iou"], None))
-    return rows + [(row, read(name)["mean_iou"], told["paper"].get(name)) for name, row in told["rows"].items()]
+    if (run / "evaluate/cues.cam.json").exists():
+        rows.append(("raw CAM, of the training pictures", read("cues.cam")["mean_iou"], None))
+    return rows + [(row, read(name)["mean_iou"], told["paper"].get(name)) for name, row in told["rows"].items() if (run / f"evaluate/{name}.json").exists()]
 
 
 def table_of(rows: list[tuple[str, float, float | None]]) -> str:
@@ -97,7 +99,7 @@ def add_stage(name: str, told: str, example: str) -> None:
 
 
 for stage, told, example in (
-        ("classify", "Train the recipe's classifiers on tags. On 4 GPUs: torchrun --nproc-per-node 4 --no-python -- wsss_nb classify …", "--run runs/x"),
+        ("classify", "Train the recipe's classifiers on tags. On 4 GPUs: torchrun --nproc-per-node 4 -m -- wsss_nb classify …", "--run runs/x"),
         ("instances", "Find the objects of every training picture and look at each, for a recipe that tags objects.", "--run runs/x --set instances.source=saliency"),
         ("detect", "Train Mask R-CNN on the tagged objects of a run of the salient recipe; score its instances where they are known.", "--run runs/x"),
         ("retrain", "Predict the training pictures and teach the segmenter from that.", "--run runs/x --set retrain.rounds=2"),
@@ -132,7 +134,7 @@ def allowed(overrides: list[str], missing: bool) -> list[str]:
 @app.command("train")
 def train_command(run: RunFolder, recipe: RecipeName = None, data: DataName = None, config: ConfigFile = None, set: Setting = [],
                   dry_run: DryRun = False, profile: Annotated[bool, typer.Option("--profile", help="Only measure where the time of an update goes.")] = False) -> None:
-    """Teach the segmenter by the recipe. On 4 GPUs: torchrun --nproc-per-node 4 --no-python -- wsss_nb train …
+    """Teach the segmenter by the recipe. On 4 GPUs: torchrun --nproc-per-node 4 -m -- wsss_nb train …
 
     Example: wsss_nb train --recipe dsrg --data toyvoc --run runs/x --set train.batch_size=8
     """
