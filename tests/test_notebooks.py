@@ -4,6 +4,7 @@ from __future__ import annotations
 import ast
 import re
 import statistics
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from notebooks import ROOT, Cell, Lesson, joined, lesson_paths, lessons, make_le
 
 PATHS = lesson_paths()
 FLAGS = set(settings()["tst_flags"].split())
-PAGES = {"index", "53_cli"}                  # pages that teach no method end without exercises
+PAGES = {"index", "53_cli", "58_differences"}                  # pages that teach no method end without exercises
 DATA_FLOORS = range(4)                       # 00–03, core and the data sets: here 255 may be written as a number
 NUMBERS = {20, 21, 41, 255}
 # folders of somebody's machine, in parts, so that this file does not hold what it looks for
@@ -80,6 +81,13 @@ def figures(lesson: Lesson) -> list[str]:
     """Figures are JPEG; PNG is ten times the size."""
     return [f"{cell} has a PNG figure; data_scripts/run_lessons.py saves JPEG" for cell in lesson.code
             if any("image/png" in o.get("data", {}) for o in cell.outputs)]
+
+
+def figure_words(lesson: Lesson) -> list[str]:
+    """Who cannot see a figure is told what it shows: Quarto takes fig-alt from the lines that begin a cell."""
+    shown = [cell for cell in lesson.code if any(kind.startswith("image/") for o in cell.outputs for kind in o.get("data", {}))]
+    head = lambda cell: "\n".join(takewhile(lambda line: line.startswith("#|"), cell.source.splitlines()))
+    return [f"{cell} shows a figure without words: begin it with #| fig-alt: \"what the figure shows\"" for cell in shown if not re.search(r"^#\| fig-alt: .{30}", head(cell), re.M)]
 
 
 def exported_lines(lesson: Lesson) -> int:
@@ -157,7 +165,7 @@ def ending(lesson: Lesson) -> list[str]:
     return [] if ends or lesson.name in PAGES else ["does not end with `## Exercises` and a cell for the student"]
 
 
-RULES = (opening, saved_errors, saved_outputs, stderr_outputs, import_cells, flagged_cells, figures, size, signatures,
+RULES = (opening, saved_errors, saved_outputs, stderr_outputs, import_cells, flagged_cells, figures, figure_words, size, signatures,
          magic_numbers, machine_paths, ending)
 
 
@@ -168,6 +176,15 @@ RULES = (opening, saved_errors, saved_outputs, stderr_outputs, import_cells, fla
 def test_lesson_is_healthy(path, rule):
     """Every rule holds in every lesson."""
     assert rule(read_lesson(path)) == []
+
+
+def test_every_difference_is_collected():
+    """The page of differences shows each note of each lesson as it stands there now; run it again when a note changes."""
+    page = next(lesson for lesson in lessons() if lesson.name == "58_differences")
+    shown = "".join(joined(o["data"]["text/markdown"]) for cell in page.code for o in cell.outputs if "text/markdown" in o.get("data", {}))
+    notes = [(lesson.name, begins) for lesson in lessons() if lesson.name != page.name for cell in lesson.cells if cell.kind == "markdown"
+             for begins in re.findall(r"^(?:> )?(?:## Where we differ\n+|\*\*Where we differ\.?\*\*\s+)(.{25})", cell.source, re.M)]
+    assert len(notes) > 20 and [name for name, begins in notes if begins not in shown] == []
 
 
 def test_functions_are_short():
@@ -218,10 +235,11 @@ def exported(body: str, name: str = "05_boxes") -> Lesson:
     return code("#| export\n" + body, name=name)
 
 
+ALT = '#| fig-alt: "A box, and beside it one of twice the area."\n'
 HEALTHY = make_lesson(
     "05_boxes", TITLE, ("code", "#| default_exp boxes"),
     ("code", "#| export\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from torch import Tensor"), ("code", "import sys"),
-    ("code", GOOD), output(data={"image/jpeg": "", "text/plain": ["see https://example.org/work/x"]}),
+    ("code", GOOD), {**output(data={"image/jpeg": "", "text/plain": ["see https://example.org/work/x"]}), "source": f"{ALT}area(1)"},
     ("markdown", "## Large"), ("code", "#| slow\narea(1000)"), ("code", "area(3)"),
     ("code", "#| export\ndef lazy():\n    'Later.'\n    import os"),
     END, STUB)
@@ -245,6 +263,9 @@ BROKEN = [
     (flagged_cells, make_lesson("05_boxes", ("code", "#| data\narea(9)"), ("markdown", "## Next"), ("code", "area(1)")), "never run"),
     (flagged_cells, make_lesson("05_boxes", ("raw", "---\nskip_exec: true\n---")), "skip_exec"),
     (figures, make_lesson("05_boxes", output(data={"image/png": ""})), "PNG"),
+    (figure_words, make_lesson("05_boxes", output(data={"image/jpeg": ""})), "without words"),
+    (figure_words, make_lesson("05_boxes", {**output(data={"image/jpeg": ""}), "source": "area(1)\n" + ALT}), "without words"),
+    (figure_words, make_lesson("05_boxes", {**output(data={"image/svg+xml": ""}), "source": "#| fig-alt: A box.\narea(1)"}), "without words"),
     (size, code(*["x = 1"] * 81), "81 cells"),
     (size, exported("x = 1\n" * 221), "221 exported lines"),
     (size, Lesson("05_boxes", (), 1_000_001), "1000001 bytes"),

@@ -1,4 +1,5 @@
 """VOC and COCO from miniature archives in their publishers' layout, served by a server that fails in every way; the scripts."""
+import gzip
 import hashlib
 import importlib
 import io
@@ -73,7 +74,8 @@ def lines(ids: list[str]) -> bytes:
 def tar(files: dict[str, bytes], mode: str) -> bytes:
     """A tar with entries for folders too, as the publishers' have."""
     def write(file):
-        with tarfile.open(fileobj=file, mode=mode) as opened:
+        packed = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if mode == "w:gz" else file       # no time in it: made twice, the same bytes
+        with tarfile.open(fileobj=packed, mode="w") as opened:
             for folder in sorted({str(parent) for name in files for parent in Path(name).parents} - {"."}):
                 info = tarfile.TarInfo(folder)
                 info.type = tarfile.DIRTYPE
@@ -82,6 +84,8 @@ def tar(files: dict[str, bytes], mode: str) -> bytes:
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 opened.addfile(info, io.BytesIO(content))
+        if packed is not file:
+            packed.close()
     return saved(write)
 
 
