@@ -1,6 +1,7 @@
 """A headless Chromium for tests: open a page, ask it things."""
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import subprocess
@@ -51,16 +52,23 @@ def chromium_page(url: str, folder: Path):
             page = next(target for target in json.load(answer) if target["type"] == "page")
         connection = websocket.create_connection(page["webSocketDebuggerUrl"], suppress_origin=True, timeout=30)
 
-        def evaluate(script: str):
-            """The value of a JavaScript expression in the page."""
+        def ask(method: str, **params) -> dict:
+            """What Chromium answers to a message of its protocol."""
             evaluate.count += 1
-            message = {"id": evaluate.count, "method": "Runtime.evaluate", "params": {"expression": script, "returnByValue": True}}
-            connection.send(json.dumps(message))
+            connection.send(json.dumps({"id": evaluate.count, "method": method, "params": params}))
             while (reply := json.loads(connection.recv())).get("id") != evaluate.count:
                 pass
-            return reply["result"]["result"].get("value")
+            return reply["result"]
 
-        evaluate.count = 0
+        def evaluate(script: str):
+            """The value of a JavaScript expression in the page."""
+            return ask("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
+
+        def screenshot(path: Path) -> None:
+            """What a person would see, as PNG."""
+            path.write_bytes(base64.b64decode(ask("Page.captureScreenshot", format="png")["data"]))
+
+        evaluate.count, evaluate.screenshot = 0, screenshot
         yield evaluate
         connection.close()
     finally:

@@ -1,4 +1,6 @@
-"""A student's first minute: JupyterLab starts and shows a lesson."""
+"""A student's first minutes: JupyterLab starts, shows a lesson, runs it, and its sliders change the picture."""
+import base64
+import io
 import json
 import os
 import re
@@ -10,11 +12,14 @@ import sys
 import urllib.error
 import urllib.request
 
+import numpy as np
 import pytest
 from browser import chromium_page, stop, wait_for
 from notebooks import NBS, read_lesson
+from PIL import Image
 
 LESSON = "00_core.ipynb"
+MOVED = ("14a_cues.ipynb", "30_growing.ipynb", "32_wst.ipynb")   # lessons whose sliders are moved
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,7 @@ def lab(tmp_path_factory):
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
-             "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder / 'nbs'}"],
+             "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={folder / 'nbs'}"],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **places})
     try:
         def started() -> bool:
@@ -72,3 +77,52 @@ def test_lesson_opens_in_a_browser(lab, tmp_path):
         wait_for(lambda: evaluate("document.querySelectorAll('.jp-CodeCell').length > 3"), "code cells to be shown")
         wait_for(lambda: evaluate("[...document.querySelectorAll('.jp-KernelName, .jp-Toolbar-kernelName')].some(e => "
                                   "e.innerText.startsWith('Python 3'))"), "the kernel's name")
+
+
+NOTEBOOK = "jupyterapp.shell.currentWidget.content"
+
+
+def picture_of(evaluate) -> np.ndarray | None:
+    """What the active cell's widget shows."""
+    src = evaluate("document.querySelector('.jp-Notebook .jp-Cell.jp-mod-active .jp-OutputArea img')?.src || ''") or ""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(src.partition(",")[2]))).convert("RGB")) if src.startswith("data:") else None
+
+
+def seen_to_change(evaluate, before: np.ndarray) -> np.ndarray | None:
+    """The picture, once it is another."""
+    after = picture_of(evaluate)
+    return after if after is not None and (after.shape != before.shape or (after != before).any()) else None
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_a_slider_changes_the_picture(lab, tmp_path, name):
+    """All cells above the exercises run without an error; an arrow key on the slider draws another picture, and back again the first."""
+    address, token = lab
+    cells = read_lesson(NBS / name).cells
+    end = next(k for k, cell in enumerate(cells) if "## Exercises" in cell.source)
+    slider = next(k for k, cell in enumerate(cells) if cell.kind == "code" and "interact(" in cell.source)
+    with chromium_page(f"{address}/lab/tree/{name}?token={token}", tmp_path) as evaluate:
+        wait_for(lambda: evaluate(f"{NOTEBOOK}?.widgets?.length") == len(cells), "the lesson to be open")
+        wait_for(lambda: evaluate("jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status") == "idle", "a kernel")
+        evaluate(f"{NOTEBOOK}.activeCellIndex = {end}; jupyterapp.commands.execute('notebook:run-all-above').then(() => window.ran = true); 0")
+        wait_for(lambda: evaluate("window.ran"), f"{name} to run", 400)
+        outputs = json.loads(evaluate(f"JSON.stringify({NOTEBOOK}.widgets.slice(0, {end}).map(c => c.model.type == 'code' ? c.model.sharedModel.toJSON() : null))"))
+        assert not [out for cell in outputs if cell for out in cell["outputs"] if out["output_type"] == "error"]
+        assert all(cell["execution_count"] for cell in outputs if cell and "".join(cell["source"]).strip())
+        evaluate(f"{NOTEBOOK}.activeCellIndex = {slider}; {NOTEBOOK}.scrollToItem({slider}); 0")
+        first = wait_for(lambda: picture_of(evaluate) is not None and [picture_of(evaluate)], "the widget's picture")[0]
+        press = lambda key: evaluate("document.querySelector('.jp-Cell.jp-mod-active .noUi-handle').dispatchEvent("
+                                     f"new KeyboardEvent('keydown', {{key: '{key}', bubbles: true, cancelable: true}})); 0")
+        wait_for(lambda: evaluate("!!document.querySelector('.jp-Cell.jp-mod-active .noUi-handle')"), "the slider")
+        for _ in range(3):
+            press("ArrowRight")
+        other = wait_for(lambda: [x for x in [seen_to_change(evaluate, first)] if x is not None], "another picture")[0]
+        assert other.ndim == 3 and other.std() > 5                      # a picture, and no blank
+        evaluate.screenshot(tmp_path / "moved.png")
+        for _ in range(3):
+            press("ArrowLeft")
+        def back() -> bool:
+            """The first picture once more."""
+            now = picture_of(evaluate)
+            return now is not None and now.shape == first.shape and bool((now == first).all())
+        wait_for(back, "the first picture")
