@@ -165,6 +165,23 @@ def test_sidebar_leads_to_every_lesson_in_order(pages):
     assert links == ["index.html", *map(page_of, LESSONS)], "a notebook's decade needs a section in _quarto.yml"
 
 
+def test_lessons_can_be_taken_along(pages):
+    "Every lesson's page leads to its notebook and to Colab; the front page is no notebook to run."
+    for notebook in LESSONS:
+        links = [link for link in pages[page_of(notebook)].links if link.endswith(f"/nbs/{notebook.name}")]
+        assert len(links) == 2 and "/raw/" in links[0] and links[1].startswith("https://colab.research.google.com/github/"), notebook.name
+    assert not any("colab.research" in link for link in pages["index.html"].links)
+
+
+def test_a_shared_link_has_title_and_picture(site):
+    "What a chat or a search engine shows of a page (Open Graph)."
+    for name in ("index.html", "growing.html"):
+        text = (site / name).read_text(encoding="utf-8")
+        assert re.search(r'<meta property="og:title" content="[^"]+"', text), name
+        picture = re.search(r'<meta property="og:image" content="([^"]+)"', text)[1]
+        assert picture.endswith("/images/training.jpg") and picture.startswith("https://") and (site / "images/training.jpg").is_file()
+
+
 def test_front_page_lists_every_lesson():
     "The table of lessons is an output of nbs/index.ipynb, so it can be old."
     cells = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]
