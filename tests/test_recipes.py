@@ -77,6 +77,14 @@ def test_what_each_recipe_minimises(name, seed, expands, supervise):
     assert (made.func if isinstance(made, partial) else made) is supervise
 
 
+def test_ours_may_expand():
+    """Cross-entropy alone, or with SEC's term beside it."""
+    prediction, S, batch = batch_of()
+    plain, more = (RECIPES["ours"](expansion=e).method.loss(prediction, S, batch) for e in (False, True))
+    assert set(plain) == {"pixel"} and set(more) == {"pixel", "expand"} and torch.equal(plain["pixel"], more["pixel"])
+    assert torch.equal(plain["pixel"], balanced_seeding_loss(prediction.H, S)) and torch.equal(more["expand"], expansion_loss(prediction.H, batch.T))
+
+
 def test_options_reach_the_method():
     """Each argument of a recipe does what it says."""
     prediction, S, batch = batch_of()

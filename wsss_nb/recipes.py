@@ -31,7 +31,7 @@ from .wst import balanced_multi_seed_loss, multi_seed_loss
 __all__ = ['RECIPES', 'sec_loss', 'seeds_loss', 'mask_loss', 'Recipe', 'coarse_crf', 'baseline', 'sec', 'balanced', 'dsrg',
            'cues', 'dgcn', 'wst', 'salient', 'ours', 'find_recipe']
 
-# %% ../nbs/50_recipes.ipynb #48df6e6d
+# %% ../nbs/50_recipes.ipynb #8dfd8d75
 def sec_loss(prediction: Prediction, S: Tensor, batch: Batch,
              balanced: bool = False, # foreground and background count alike (DSRG eq. 1)
              expansion: bool = True, # what is tagged shall cover something, what is not nothing
@@ -54,11 +54,13 @@ def seeds_loss(prediction: Prediction, S: Tensor, batch: Batch,
 
 def mask_loss(prediction: Prediction, S: Tensor, batch: Batch,
               balanced: bool = False, # foreground and background count alike
+              expansion: bool = False, # what is tagged shall cover something, what is not nothing
               ) -> dict[str, Tensor]:
     "Cross-entropy with a label map."
-    return {"pixel": (balanced_seeding_loss if balanced else pixel_loss)(prediction.H, S)}
+    losses = {"pixel": (balanced_seeding_loss if balanced else pixel_loss)(prediction.H, S)}
+    return losses | ({"expand": expansion_loss(prediction.H, batch.T)} if expansion else {})
 
-# %% ../nbs/50_recipes.ipynb #676c882e
+# %% ../nbs/50_recipes.ipynb #d97564f7
 @dataclass(frozen=True)
 class Recipe:
     "A method: what is stored, what is learned from, how wrong it was, and what a CRF says."
@@ -159,12 +161,13 @@ def ours(reading: str = "agreed", # of the map, of readings.READINGS
          theta_foreground: float = .5, # above 1: foreground does not grow
          theta_background: float = .9,
          balanced: bool = True, # foreground and background count alike
+         expansion: bool = False,
          ) -> Recipe:
     "The course's own: one map of several scales, what two levels of background agree on, grown, balanced."
     check(len(scales) > 0 and min(scales) > 0, f"scales is {tuple(scales)}", "at least one, above 0", "set options.scales=[0.5,1.0,1.5]")
     require_name(reading, READINGS, "reading")
     supervise = partial(grown, theta_foreground=theta_foreground, theta_background=theta_background)
-    return Recipe(Method(partial(mask_loss, balanced=balanced), supervise), partial(seed_cues, types=(reading,), scales=tuple(scales), merge="average"))
+    return Recipe(Method(partial(mask_loss, balanced=balanced, expansion=expansion), supervise), partial(seed_cues, types=(reading,), scales=tuple(scales), merge="average"))
 
 
 RECIPES: dict[str, Callable[..., Recipe]] = {"baseline": baseline, "sec": sec, "balanced": balanced, "dsrg": dsrg, "cues": cues, "dgcn": dgcn, "wst": wst, "salient": salient, "ours": ours}

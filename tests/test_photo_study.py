@@ -1,0 +1,115 @@
+"""The study on photographs: its rows, its count, its bootstrap, and what one run lends another."""
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from notebooks import ROOT
+
+from wsss_nb.core import DataError
+from wsss_nb.evaluation import mean_iou
+from wsss_nb.photo_study import FULL, PHOTO_TRIALS, lend, mean_iou_of, measure_photos, photo_config, read_photo_study, spread_of
+from wsss_nb.recipes import RECIPES
+
+STORED = ROOT / "nbs/results/photo_study/coco_sample.json"
+
+
+def matrices(rng: np.random.Generator, n: int, K: int) -> np.ndarray: # (n,K,K)
+    """Confusion matrices of pictures, each with few of the classes."""
+    N = rng.integers(0, 50, (n, K, K)) * (rng.random((n, K, 1)) < .6)
+    N[:, :, K - 1] *= rng.random((n, 1)) < .3
+    return N
+
+
+def reduced(N: np.ndarray) -> np.ndarray: # (n,3,K)
+    return np.stack([N.diagonal(axis1=1, axis2=2), N.sum(1), N.sum(2)], 1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_three_numbers_are_enough(seed):
+    """mIoU of a sum, from diagonal and margins alone; classes that are nowhere are left out."""
+    N = matrices(np.random.default_rng(seed), 6, 5)
+    N[:, 2] = N[:, :, 2] = 0
+    assert mean_iou_of(reduced(N).sum(0)) == pytest.approx(mean_iou(N.sum(0)), abs=1e-12)
+
+
+def test_spread_equals_a_loop():
+    """Pictures drawn one by one, their matrices added, mIoU of each: the same spread, up to chance."""
+    rng = np.random.default_rng(0)
+    A, B = matrices(rng, 12, 4), matrices(rng, 12, 4)
+    drawn = []
+    for _ in range(3000):
+        i = rng.integers(0, 12, 12)
+        drawn.append(mean_iou(A[i].sum(0)) - mean_iou(B[i].sum(0)))
+    assert spread_of(reduced(A), reduced(B), 3000) == pytest.approx(np.std(drawn, ddof=1), rel=.06)
+
+
+def test_spread_of_one_and_the_same():
+    """A pair is compared on the same draws."""
+    N = reduced(matrices(np.random.default_rng(1), 9, 4))
+    assert spread_of(N, N) == 0
+    assert spread_of(N, N * [[0], [1], [1]]) > 0
+    with pytest.raises(DataError, match="two of the same pictures"):
+        spread_of(N, N[:5])
+
+
+def test_every_recipe_has_a_row(tmp_path):
+    """All differ from `ours` in the recipe or in the settings they name, and in nothing else."""
+    assert set(RECIPES) <= {trial.recipe for name, trial in PHOTO_TRIALS.items() if name not in FULL}
+    ours = photo_config(PHOTO_TRIALS["ours"], tmp_path)
+    for name, trial in PHOTO_TRIALS.items():
+        config = photo_config(trial, tmp_path, ["seed=3"], tmp_path / "masks" if name in FULL else None)
+        assert config.recipe == trial.recipe and config.seed == config.train.seed == 3
+        assert (config.train.network, config.train.epochs, config.classify) == (ours.train.network, ours.train.epochs, ours.classify)
+        assert config.cues.seeds == ((str(tmp_path / "masks"),) if name in FULL else ())
+        assert (config.recipe, config.options) != (ours.recipe, ours.options) or name == "ours"
+
+
+def test_what_is_lent(tmp_path):
+    """The classifier, and cues without the note that they are done; nothing to a run that has begun."""
+    for file in ("classify/colour/classifier.pt", "classify/manifest.json", "cues/a.npz", "cues/manifest.json", "train/segmenter.pt"):
+        (tmp_path / "ours" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "ours" / file).write_text(file)
+    lend(tmp_path / "ours", tmp_path / "a", True)
+    lend(tmp_path / "ours", tmp_path / "b", False)
+    files = lambda run: sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
+    assert files(tmp_path / "a") == ["classify/colour/classifier.pt", "cues/a.npz"] and files(tmp_path / "b") == ["classify/colour/classifier.pt"]
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/config.json").write_text("{}")
+    lend(tmp_path / "ours", tmp_path / "c", True)
+    assert files(tmp_path / "c") == ["config.json"]
+
+
+def test_without_masks_nothing_is_compared(tmp_path):
+    """Said before anything is trained."""
+    data = tmp_path / "mine"
+    for name in ("JPEGImages", "ImageSets/Segmentation"):
+        (data / name).mkdir(parents=True)
+    (data / "classes.txt").write_text("cow\nboat\n")
+    (data / "image_labels.txt").write_text("a cow\n")
+    from PIL import Image
+    Image.new("RGB", (8, 8)).save(data / "JPEGImages/a.jpg")
+    for split in ("train", "val"):
+        (data / f"ImageSets/Segmentation/{split}.txt").write_text("a\n")
+    with pytest.raises(DataError, match="mask"):
+        measure_photos(data, tmp_path / "runs", tmp_path / "out.json")
+    assert not (tmp_path / "runs/ours/classify").exists()
+
+
+def test_the_stored_results_are_those_of_the_study():
+    """Lesson 57b draws from them."""
+    found = read_photo_study(STORED)
+    assert set(found["trials"]) <= set(PHOTO_TRIALS) and {"ours", *FULL} <= set(found["trials"])
+    assert found["trials"]["ours"]["spread"] == 0 and all(0 < trial["spread"] < .2 for name, trial in found["trials"].items() if name != "ours")
+    assert all(0 <= trial["mean_iou"] <= 1 for trial in found["trials"].values()) and json.loads(STORED.read_text())["pictures"] == found["pictures"]
+
+
+def test_the_command_says_how():
+    """Examples, and one line for a folder that is none."""
+    run = lambda *words: subprocess.run([sys.executable, ROOT / "data_scripts/study_photos.py", *words], text=True, capture_output=True)
+    assert "study_photos.py FOLDER --only dsrg sec" in run("--help").stdout
+    failed = run("nowhere")
+    assert failed.returncode == 1 and "nowhere" in failed.stderr and "Traceback" not in failed.stderr
