@@ -210,9 +210,9 @@ def test_lattices_agree_with_pydensecrf_on_strange_pictures(picture, size):
 
 
 def test_engine_pydensecrf_is_pydensecrf():
-    """Features handed over by us, or made by pydensecrf itself."""
+    """Features handed over by us, or made by pydensecrf itself: the same but for the rounding of 32 bits, which differs from machine to machine."""
     image, H = noise(20, 30), probabilities(4, 20, 30)
-    np.testing.assert_allclose(mean_field(H, image, scale=2, engine="pydensecrf"), reference(H, image, scale=2), atol=1e-6)
+    np.testing.assert_allclose(mean_field(H, image, scale=2, engine="pydensecrf"), reference(H, image, scale=2), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1, 12])

@@ -101,8 +101,8 @@ def test_a_slider_changes_the_picture(lab, tmp_path, name):
     cells = read_lesson(NBS / name).cells
     end = next(k for k, cell in enumerate(cells) if "## Exercises" in cell.source)
     slider = next(k for k, cell in enumerate(cells) if cell.kind == "code" and "interact(" in cell.source)
-    with chromium_page(f"{address}/lab/tree/{name}?token={token}", tmp_path) as evaluate:
-        wait_for(lambda: evaluate(f"{NOTEBOOK}?.widgets?.length") == len(cells), "the lesson to be open")
+    with chromium_page(f"{address}/lab/tree/{name}?reset&token={token}", tmp_path) as evaluate:   # reset: no lesson of an earlier test comes back
+        wait_for(lambda: evaluate("jupyterapp.shell.currentWidget.context.path") == name and evaluate(f"{NOTEBOOK}.widgets.length") == len(cells), "the lesson to be open")
         wait_for(lambda: evaluate("jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status") == "idle", "a kernel")
         evaluate(f"{NOTEBOOK}.activeCellIndex = {end}; jupyterapp.commands.execute('notebook:run-all-above').then(() => window.ran = true); 0")
         wait_for(lambda: evaluate("window.ran"), f"{name} to run", 400)
@@ -126,3 +126,4 @@ def test_a_slider_changes_the_picture(lab, tmp_path, name):
             now = picture_of(evaluate)
             return now is not None and now.shape == first.shape and bool((now == first).all())
         wait_for(back, "the first picture")
+        evaluate("jupyterapp.shell.currentWidget.sessionContext.shutdown(); 0")
