@@ -64,6 +64,7 @@ def test_every_recipe_has_a_row(tmp_path):
         config = photo_config(trial, tmp_path, ["seed=3"], tmp_path / "masks" if name in FULL else None)
         assert config.recipe == trial.recipe and config.seed == config.train.seed == 3
         assert (config.train.network, config.train.epochs, config.classify) == (ours.train.network, ours.train.epochs, ours.classify)
+        assert config.predict.variants == ("tags",)
         assert config.cues.seeds == ((str(tmp_path / "masks"),) if name in FULL else ())
         assert (config.recipe, config.options) != (ours.recipe, ours.options) or name == "ours"
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ['FULL', 'OTHERS', 'PARTS', 'PHOTO_TRIALS', 'PhotoTrial', 'photo_config', 'read_photo_study', 'draw_photo_rows', 'lend',
            'write_masks', 'per_picture', 'mean_iou_of', 'spread_of', 'measure_photos', 'tell']
 
-# %% ../nbs/57b_photo_study.ipynb #bacf3658
+# %% ../nbs/57b_photo_study.ipynb #e6d9eb28
 @dataclass(frozen=True)
 class PhotoTrial:
     "One run."
@@ -58,7 +58,7 @@ def photo_config(trial: PhotoTrial, data: str | Path, # a folder
                  ) -> Config:
     "The settings of a run."
     given = [f"cues.seeds={masks}"] if masks else []
-    return load_config(trial.recipe, data, overrides=["preset=ours/photo", *extra, *trial.settings, *given])
+    return load_config(trial.recipe, data, overrides=["preset=ours/photo", "predict.variants=tags", *extra, *trial.settings, *given])
 
 # %% ../nbs/57b_photo_study.ipynb #9f6aa93c
 def read_photo_study(file: str | Path) -> dict:
@@ -124,7 +124,7 @@ def spread_of(a: np.ndarray, b: np.ndarray, # of `per_picture`, of the same pict
     drawn = [mean_iou_of((w @ x.reshape(n, -1)).reshape(draws, *x.shape[1:])) for x in (a, b)]
     return float(np.std(drawn[0] - drawn[1], ddof=1))
 
-# %% ../nbs/57b_photo_study.ipynb #d18d652a
+# %% ../nbs/57b_photo_study.ipynb #772d8c6d
 def measure_photos(data: str | Path, runs: str | Path, out: str | Path,
                    extra: Sequence[str] = (), # of every run: data.train=mine.json, …
                    only: Sequence[str] = (), # these rows; none: all
@@ -149,7 +149,7 @@ def tell(runs: Path, val: TaggedImages) -> dict:
     done = [name for name in PHOTO_TRIALS if (runs / name / "evaluate/manifest.json").exists()]
     counts = {name: per_picture(runs / name / "predict/val", val) for name in done}
     score = lambda name: read_evaluation(runs / "ours/evaluate" / f"{name}.json").summary()["mean_iou"]
-    cue_file = lambda name: runs / name / "evaluate/cues.json"
+    known = lambda name, file, key: (found := read_evaluation(runs / name / "evaluate" / file)) and found.summary()[key]
     return {"pictures": len(val), "classes": len(val.classes), "all background": all_background(read_evaluation(runs / "ours/evaluate/val.json")).summary()["mean_iou"], "raw CAM, told the tags": score("cues.cam"), "raw CAM": score("val.cam"),
             "trials": {name: {"mean_iou": float(mean_iou_of(counts[name].sum(0))), "spread": spread_of(counts[name], counts["ours"]),
-                              "cues": read_evaluation(cue_file(name)).summary()["filled_mean_iou"] if cue_file(name).exists() else None} for name in done}}
+                              "told": known(name, "val.tags.json", "mean_iou"), "cues": known(name, "cues.json", "filled_mean_iou")} for name in done}}
