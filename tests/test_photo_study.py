@@ -8,9 +8,13 @@ import sys
 import numpy as np
 import pytest
 from notebooks import ROOT
+from PIL import Image
 
+from wsss_nb import photo_study
 from wsss_nb.core import DataError
-from wsss_nb.evaluation import mean_iou
+from wsss_nb.evaluation import Evaluation, mean_iou
+from wsss_nb.files import write_labels
+from wsss_nb.manifest import write_json
 from wsss_nb.photo_study import FULL, PHOTO_TRIALS, lend, mean_iou_of, measure_photos, photo_config, read_photo_study, spread_of
 from wsss_nb.recipes import RECIPES
 
@@ -84,20 +88,47 @@ def test_what_is_lent(tmp_path):
     assert files(tmp_path / "c") == ["config.json"]
 
 
-def test_without_masks_nothing_is_compared(tmp_path):
-    """Said before anything is trained."""
-    data = tmp_path / "mine"
-    for name in ("JPEGImages", "ImageSets/Segmentation"):
-        (data / name).mkdir(parents=True)
-    (data / "classes.txt").write_text("cow\nboat\n")
-    (data / "image_labels.txt").write_text("a cow\n")
-    from PIL import Image
-    Image.new("RGB", (8, 8)).save(data / "JPEGImages/a.jpg")
-    for split in ("train", "val"):
-        (data / f"ImageSets/Segmentation/{split}.txt").write_text("a\n")
+def small_data(folder, masks: list[str], val: str = "a\nb\n"):
+    """Two pictures of a cow, c to train on, with masks of those that are named."""
+    for name in ("JPEGImages", "ImageSets/Segmentation", "SegmentationClass"):
+        (folder / name).mkdir(parents=True)
+    (folder / "classes.txt").write_text("cow\nboat\n")
+    (folder / "image_labels.txt").write_text("a cow\nb cow\nc cow\n")
+    for name in "abc":
+        Image.new("RGB", (8, 8)).save(folder / f"JPEGImages/{name}.jpg")
+    for name in masks:
+        write_labels(folder / f"SegmentationClass/{name}.png", np.eye(8, dtype=np.uint8))
+    for split, ids in (("train", "c\n"), ("val", val)):
+        (folder / f"ImageSets/Segmentation/{split}.txt").write_text(ids)
+    return folder
+
+
+@pytest.mark.parametrize("masks, val", [([], "a\nb\n"), (["a"], "a\n")])
+def test_what_cannot_be_compared_is_said_before_anything_is_trained(tmp_path, masks, val):
+    """No masks to score with; one picture, of which no other can be drawn."""
     with pytest.raises(DataError, match="mask"):
-        measure_photos(data, tmp_path / "runs", tmp_path / "out.json")
-    assert not (tmp_path / "runs/ours/classify").exists()
+        measure_photos(small_data(tmp_path / "mine", masks, val), tmp_path / "runs", tmp_path / "out.json")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_masks_of_the_scored_pictures_are_enough(tmp_path, monkeypatch):
+    """Without masks to train on there is no full supervision and no score of cues, and all else is there."""
+    ran = []
+    def invented(config, run, say):
+        """What a run leaves that the study reads."""
+        ran.append(run.name)
+        for name, S in (("a", np.eye(8)), ("b", np.eye(8) * (config.recipe == "ours"))):
+            write_labels(run / f"predict/val/{name}.png", S.astype(np.uint8))
+        Evaluation(np.diag([100, 10, 0]), ("cow", "boat"), 2).save(run / "evaluate/val.json")
+        write_json(run / "evaluate/manifest.json", {})
+        write_json(run / "cues/manifest.json", {"counts": {"foreground": .25, "background": .5}})
+        (run / "classify/colour").mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(photo_study, "run_all", invented)
+    found = measure_photos(small_data(tmp_path / "mine", ["a", "b"]), tmp_path / "runs", tmp_path / "out.json", say=ran.append)
+    assert ran == [name for name in PHOTO_TRIALS if name not in FULL] and list(found["trials"]) == ran
+    assert found["raw CAM"] is None and found["trials"]["sec"]["cues"] is None and found["trials"]["sec"]["shares"] == [.25, .5]
+    assert found["trials"]["ours"]["mean_iou"] == 1 and found["trials"]["sec"]["mean_iou"] == pytest.approx((112 / 120 + 8 / 16) / 2)
+    assert found["trials"]["sec"]["spread"] > 0 == found["trials"]["one level"]["spread"]
 
 
 def test_the_stored_results_are_those_of_the_study():
