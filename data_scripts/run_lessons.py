@@ -5,12 +5,14 @@
     python data_scripts/run_lessons.py nbs/00_core.ipynb  # one of them
 
 Figures are kept as JPEG, so that a lesson stays small; progress bars and warnings go to the terminal, not into the
-lesson. A lesson that raises keeps its old outputs, and the command ends with the cell that failed. Cells flagged with
+lesson. A figure whose cell says `#| opening: NAME.jpg` is also written to nbs/images, from where the lesson opens with it. A
+lesson that raises keeps its old outputs, and the command ends with the cell that failed. Cells flagged with
 one of settings.ini's `tst_flags`, or `eval: false`, are not run and keep the outputs they have. Cells flagged `data` are
 run where the environment variable WSSS_NB_DATA names the pieces of the real data sets.
 """
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import re
@@ -64,6 +66,14 @@ def keep(path: Path, number: int, outputs: list) -> list:
     return [output for output in outputs if output.get("name") != "stderr"]
 
 
+def keep_opening(folder: Path, source: str, outputs: list) -> None:
+    "Write the figure that the lesson opens with to the folder of pictures."
+    name = re.search(r"^#\|[ \t]*opening:[ \t]*(\w+\.jpg)[ \t]*$", source, re.M)
+    shown = [output["data"]["image/jpeg"] for output in outputs if "image/jpeg" in output.get("data", {})]
+    if name and shown:
+        (folder / "images" / name[1]).write_bytes(base64.b64decode("".join(shown[0])))
+
+
 def run(path: Path) -> float:
     "Execute one notebook in its own folder; seconds it took."
     start, notebook = time.time(), read_nb(path)
@@ -78,6 +88,7 @@ def run(path: Path) -> float:
         if shell.exc:
             raise SystemExit(story(path, number, cell, shell.exc))
         cell["outputs"] = keep(path, number, cell.outputs)
+        keep_opening(path.parent, cell.source, cell.outputs)
     clean_nb(notebook, allowed_metadata_keys=CONFIG.get("allowed_metadata_keys", "").split(),
              allowed_cell_metadata_keys=CONFIG.get("allowed_cell_metadata_keys", "").split())
     write_nb(notebook, path)

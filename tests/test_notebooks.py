@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import re
 import statistics
 from itertools import takewhile
@@ -90,6 +91,18 @@ def figure_words(lesson: Lesson) -> list[str]:
     return [f"{cell} shows a figure without words: begin it with #| fig-alt: \"what the figure shows\"" for cell in shown if not re.search(r"^#\| fig-alt: .{30}", head(cell), re.M)]
 
 
+def opening_pictures(lesson: Lesson) -> list[str]:
+    """A picture taken from a figure further down stands above the code, and is that figure as it was last drawn."""
+    faults, above = [], "\n".join(cell.source for cell in takewhile(lambda cell: cell.kind == "markdown", lesson.cells))
+    for cell in lesson.code:
+        for name in re.findall(r"^#\| opening: (\S+)$", cell.source, re.M):
+            drawn = [joined(o["data"]["image/jpeg"]) for o in cell.outputs if "image/jpeg" in o.get("data", {})]
+            file = ROOT / "nbs/images" / name
+            faults += [] if f"](images/{name})" in above else [f"{cell} draws images/{name}, and the lesson does not open with it"]
+            faults += [] if drawn and file.is_file() and file.read_bytes() == base64.b64decode(drawn[0]) else [f"images/{name} is not what {cell} draws: run data_scripts/run_lessons.py on the lesson"]
+    return faults
+
+
 def exported_lines(lesson: Lesson) -> int:
     """Lines of the module's code; blank lines and directives do not count."""
     lines = "\n".join(cell.source for cell in lesson.exported).splitlines()
@@ -165,7 +178,7 @@ def ending(lesson: Lesson) -> list[str]:
     return [] if ends or lesson.name in PAGES else ["does not end with `## Exercises` and a cell for the student"]
 
 
-RULES = (opening, saved_errors, saved_outputs, stderr_outputs, import_cells, flagged_cells, figures, figure_words, size, signatures,
+RULES = (opening, saved_errors, saved_outputs, stderr_outputs, import_cells, flagged_cells, figures, figure_words, opening_pictures, size, signatures,
          magic_numbers, machine_paths, ending)
 
 
@@ -245,6 +258,8 @@ HEALTHY = make_lesson(
     END, STUB)
 LONG = "def long():\n    'Long.'\n" + "    x = 1\n" * 38
 
+CAM = output(data={"image/jpeg": base64.b64encode((ROOT / "nbs/images/cam.jpg").read_bytes()).decode()})   # a figure that is stored as a picture
+
 BROKEN = [
     (opening, make_lesson("05_boxes", ("code", "1"), TITLE), "must open"),
     (opening, make_lesson("05_boxes", ("markdown", "# Boxes")), "must open"),
@@ -266,6 +281,9 @@ BROKEN = [
     (figure_words, make_lesson("05_boxes", output(data={"image/jpeg": ""})), "without words"),
     (figure_words, make_lesson("05_boxes", {**output(data={"image/jpeg": ""}), "source": "area(1)\n" + ALT}), "without words"),
     (figure_words, make_lesson("05_boxes", {**output(data={"image/svg+xml": ""}), "source": "#| fig-alt: A box.\narea(1)"}), "without words"),
+    (opening_pictures, make_lesson("05_boxes", {**CAM, "source": "#| opening: cam.jpg"}), "does not open"),
+    (opening_pictures, make_lesson("05_boxes", ("markdown", "![Maps.](images/cam.jpg)"), {**output(data={"image/jpeg": "AAAA"}), "source": "#| opening: cam.jpg"}), "is not what"),
+    (opening_pictures, make_lesson("05_boxes", ("markdown", "![Maps.](images/cam.jpg)"), {**CAM, "outputs": [], "source": "#| opening: cam.jpg"}), "is not what"),
     (size, code(*["x = 1"] * 81), "81 cells"),
     (size, exported("x = 1\n" * 221), "221 exported lines"),
     (size, Lesson("05_boxes", (), 1_000_001), "1000001 bytes"),
