@@ -18,11 +18,12 @@ from study_command import RESULTS, study_command
 
 from wsss_nb.config import load_config
 from wsss_nb.core import seed_everything
-from wsss_nb.dsrg_study import Study, cue_scores, note
+from wsss_nb.dsrg_study import Study, cue_scores, note, start
 from wsss_nb.files import atomic
 from wsss_nb.findings import read_evaluation
+from wsss_nb.inference import predict_folder
 from wsss_nb.opening import SECOND
-from wsss_nb.ours_study import KINDS, OTHERS, OURS, RUNS, TRIALS, all_cues, cue_readers
+from wsss_nb.ours_study import KINDS, OTHERS, OURS, RUNS, TRIALS, all_cues, cue_readers, keep_gallery
 from wsss_nb.pretraining import cache_folder, toy_classifier, toy_voc
 from wsss_nb.stages import run_all
 from wsss_nb.voc import voc_folder
@@ -65,5 +66,18 @@ def whole_runs(studies: tuple[Study, ...], out: Path) -> None:
         note(out, results)
 
 
+def gallery(studies: tuple[Study, ...], out: Path) -> None:
+    "What each recipe that learns from tags says of every validation picture, and where it failed most."
+    study, trials = studies[0], json.loads(out.read_text(encoding="utf-8"))["trials"]
+    folders = {name: study.folder / f"predicted {name}" for name in ("ours", *OTHERS) if name in trials and name != "full"}
+    for name, folder in folders.items():
+        network = start(study.settings(False), study.train, study.seed)
+        network.load_state_dict(torch.load(study.folder / f"{name}.pt", weights_only=True))
+        predict_folder(network, study.val, folder, scales=study.config.predict.scales, flip=study.config.predict.flip)
+    folders |= {name: study.folder / f"run {name}/predict/val" for name in RUNS if name in trials}
+    out.with_suffix("").mkdir(exist_ok=True)
+    keep_gallery(folders, study.val, out.with_suffix("") / "gallery.json")
+
+
 if __name__ == "__main__":
-    study_command(__doc__, begin, PARTS, [141, 142, 143], OUT, whole_runs)
+    study_command(__doc__, begin, PARTS, [141, 142, 143], OUT, lambda studies, file: (whole_runs(studies, file), gallery(studies, file)))

@@ -1,4 +1,5 @@
 """data_scripts/run_lessons.py: results are kept, noise is not, and a failure names its cell."""
+import base64
 import json
 import os
 import subprocess
@@ -53,6 +54,16 @@ def test_results_are_kept_and_noise_is_not(lesson):
     assert all(o.get("name") != "stderr" and "image/png" not in o.get("data", {}) for cell in read_lesson(path).code for o in cell.outputs)
     assert "99_try.ipynb, cell 2: 100%" in result.stderr and "careful" in result.stderr
     assert ": 10%" not in result.stderr          # a bar is told as it ended, not at every step
+
+
+def test_opening_picture_is_written(tmp_path):
+    """The figure of a cell that says so is a file as well, the same to the byte; a cell without a figure writes none."""
+    (tmp_path / "images").mkdir()
+    write_notebook(tmp_path / "99_open.ipynb", "#| opening: curve.jpg\n" + PLOT, "#| opening: none.jpg\n1 + 2", PLOT)
+    assert run(tmp_path / "99_open.ipynb").returncode == 0
+    shown = read_lesson(tmp_path / "99_open.ipynb").code[0].outputs[0]["data"]["image/jpeg"]
+    assert (tmp_path / "images/curve.jpg").read_bytes() == base64.b64decode("".join(shown))
+    assert [file.name for file in (tmp_path / "images").iterdir()] == ["curve.jpg"]
 
 
 def test_data_cells_run_where_the_data_is(tmp_path):

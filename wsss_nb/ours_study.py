@@ -5,22 +5,29 @@
 # %% ../nbs/57_ours_study.ipynb #07614f75
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from .backbones import Classifier
-from .core import progress
-from .dsrg_study import OFF, Trial
+from .coco import decode_shape
+from .core import check, progress
+from .dsrg_study import OFF, Trial, note
+from .files import read_labels
+from .findings import picture_score
 from .graph_seed_study import toy_dgcn
+from .packing import encode_mask
 from .readings import READINGS, WIDE, attention_cues, merged_cues, seed_cues
 from .recipes import balanced, baseline, cues, dsrg, ours, sec, wst
 from .saliency import robust_background
 from .tagged import TaggedImages
 
 # %% auto #0
-__all__ = ['OTHERS', 'OURS', 'TRIALS', 'RUNS', 'SINGLE', 'KINDS', 'all_cues', 'cue_readers']
+__all__ = ['OTHERS', 'OURS', 'TRIALS', 'RUNS', 'SINGLE', 'KINDS', 'all_cues', 'cue_readers', 'scores_of', 'most_lost',
+           'pack_labels', 'unpack_labels', 'keep_gallery']
 
 # %% ../nbs/57_ours_study.ipynb #1937c05b
 OTHERS = {"baseline": Trial(baseline()), "sec": Trial(sec()), "balanced": Trial(balanced()), "dsrg": Trial(dsrg(.5, .9)), "dsrg, retrained": Trial(None, "labels", "dsrg"),
@@ -56,3 +63,39 @@ def cue_readers(made: Mapping[str, np.ndarray], # of `all_cues`
 
 def _take(made: Mapping[str, np.ndarray], k: int | slice, name: str) -> np.ndarray:
     return made[name][k]
+
+# %% ../nbs/57_ours_study.ipynb #38d3c531
+def scores_of(folder: str | Path, # of predictions: ID.png
+              data: TaggedImages, # with masks
+              ) -> list[float]: # mean IoU of each picture
+    "How good each picture is."
+    return [picture_score(read_labels(Path(folder) / f"{name}.png"), data.mask(i), data.n_classes) for i, name in enumerate(progress(data.ids, desc="scoring", unit="picture"))]
+
+
+def most_lost(scores: Mapping[str, list[float]], # a method's scores, of the same pictures in the same order
+              ) -> dict[str, tuple[int, str]]: # the picture, and who is better there
+    "For each method the picture on which another is furthest ahead of it."
+    check(len(scores) > 1 and len({len(row) for row in scores.values()}) == 1, f"scores of {len(scores)} methods on {sorted({len(row) for row in scores.values()})} pictures", "at least two, on as many pictures", "score them on one list")
+    names, A = list(scores), np.array(list(scores.values()))   # (methods,pictures)
+    return {name: (i, names[A[:, i].argmax()]) for name, row in zip(names, A, strict=True) for i in [int((A.max(0) - row).argmax())]}
+
+
+def pack_labels(S: np.ndarray, # uint8 (h,w)
+                ) -> dict: # class -> run lengths
+    "A label map as text; background is what no class has."
+    return {"size": list(S.shape), **{str(c): encode_mask(S == c)["counts"] for c in np.unique(S) if c}}
+
+
+def unpack_labels(packed: dict) -> np.ndarray: # uint8 (h,w)
+    "The label map again."
+    h, w = packed["size"]
+    return sum((np.uint8(c) * decode_shape({"size": [h, w], "counts": counts}, h, w) for c, counts in packed.items() if c != "size"), np.zeros((h, w), np.uint8))
+
+
+def keep_gallery(folders: Mapping[str, Path], # method -> its predictions
+                 data: TaggedImages, out: Path) -> None:
+    "Write down how good each picture is, and both answers where a method lost most."
+    scores = {name: scores_of(folder, data) for name, folder in folders.items()}
+    answer = lambda name, i: pack_labels(read_labels(Path(folders[name]) / f"{data.ids[i]}.png"))
+    lost = {name: {"picture": i, "rival": rival, "mine": answer(name, i), "theirs": answer(rival, i)} for name, (i, rival) in most_lost(scores).items()}
+    note(out, {"images": len(data), "scores": {name: [round(x, 4) for x in row] for name, row in scores.items()}, "lost": lost})
