@@ -48,7 +48,7 @@ OTHERS = {"baseline": PhotoTrial("baseline"), "sec": PhotoTrial("sec"), "balance
 PARTS = {"not grown": PhotoTrial("ours", (f"options.theta_foreground={OFF:g}", f"options.theta_background={OFF:g}"), True), "counted by pixels": PhotoTrial("ours", ("options.balanced=false",), True),
          "one level": PhotoTrial("ours", ("options.reading=level",)), "WST's level": PhotoTrial("ours", ("options.reading=crf",)),
          "thresholds": PhotoTrial("ours", ("options.reading=threshold",)), "one scale": PhotoTrial("ours", ("options.scales=1.0,",)),
-         "with expansion": PhotoTrial("ours", ("options.expansion=true",), True)}
+         "with expansion": PhotoTrial("ours", ("options.expansion=true",), True), "with SEC's losses": PhotoTrial("ours", ("options.expansion=true", "options.boundary=true"), True)}
 PHOTO_TRIALS: dict[str, PhotoTrial] = {"ours": PhotoTrial("ours")} | OTHERS | PARTS | FULL
 
 

@@ -161,13 +161,16 @@ def ours(reading: str = "agreed", # of the map, of readings.READINGS
          theta_foreground: float = .5, # above 1: foreground does not grow
          theta_background: float = .9,
          balanced: bool = True, # foreground and background count alike
-         expansion: bool = False,
+         expansion: bool = False, # SEC's other two losses; lesson 57b measures them on photographs
+         boundary: bool = False,
+         crf_scale: float = 12.,
          ) -> Recipe:
     "The course's own: one map of several scales, what two levels of background agree on, grown, balanced."
     check(len(scales) > 0 and min(scales) > 0, f"scales is {tuple(scales)}", "at least one, above 0", "set options.scales=[0.5,1.0,1.5]")
     require_name(reading, READINGS, "reading")
     supervise = partial(grown, theta_foreground=theta_foreground, theta_background=theta_background)
-    return Recipe(Method(partial(mask_loss, balanced=balanced, expansion=expansion), supervise), partial(seed_cues, types=(reading,), scales=tuple(scales), merge="average"))
+    loss = partial(sec_loss if boundary else mask_loss, balanced=balanced, expansion=expansion)
+    return Recipe(Method(loss, supervise, coarse_crf(crf_scale) if boundary else None), partial(seed_cues, types=(reading,), scales=tuple(scales), merge="average"))
 
 
 RECIPES: dict[str, Callable[..., Recipe]] = {"baseline": baseline, "sec": sec, "balanced": balanced, "dsrg": dsrg, "cues": cues, "dgcn": dgcn, "wst": wst, "salient": salient, "ours": ours}
