@@ -35,7 +35,7 @@ OTHERS = {"baseline": Trial(baseline()), "sec": Trial(sec()), "balanced": Trial(
           "wst": Trial(wst(balanced=True), "12 seeds"), "full": Trial(None, "masks", balanced=False)}
 OURS = {"ours": Trial(ours(), "agreed"), "not grown": Trial(ours(theta_foreground=OFF, theta_background=OFF), "agreed"), "counted by pixels": Trial(ours(balanced=False), "agreed"),
         "one level": Trial(ours("level"), "level"), "WST's level": Trial(ours("crf"), "crf"), "thresholds": Trial(ours("threshold"), "threshold"),
-        "one scale": Trial(ours(), "one scale"), "retrained": Trial(None, "labels", "ours")}
+        "one scale": Trial(ours(), "one scale"), "with expansion": Trial(ours(expansion=True), "agreed"), "with SEC's losses": Trial(ours(expansion=True, boundary=True), "agreed"), "retrained": Trial(None, "labels", "ours")}
 TRIALS: dict[str, Trial] = OURS | OTHERS
 RUNS = ("salient",)   # whole runs
 

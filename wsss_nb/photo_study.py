@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['FULL', 'OTHERS', 'PARTS', 'PHOTO_TRIALS', 'PhotoTrial', 'photo_config', 'read_photo_study', 'draw_photo_rows', 'lend',
-           'write_masks', 'per_picture', 'mean_iou_of', 'spread_of', 'measure_photos', 'tell']
+           'write_masks', 'per_picture', 'mean_iou_of', 'by_size', 'spread_of', 'measure_photos', 'tell']
 
 # %% ../nbs/57b_photo_study.ipynb #e6d9eb28
 @dataclass(frozen=True)
@@ -115,6 +115,16 @@ def mean_iou_of(counts: np.ndarray, # (…,3,1+C)
     return np.nanmean(np.divide(right, whole, out=np.full_like(whole, np.nan), where=whole > 0), -1)
 
 
+def by_size(counts: np.ndarray, # (3,1+C): a sum of `per_picture`
+            share: float = .01, # of all pixels: a class that holds less is small
+            ) -> dict[str, float]:
+    "Mean IoU of large classes and of small ones, and how many of either are found at all."
+    right, said, there = counts.astype(float)
+    iou, held = right / np.maximum(said + there - right, 1), there / there.sum()
+    large, small = held >= share, (held > 0) & (held < share)
+    return {"large": float(iou[large].mean()) if large.any() else None, "small": float(iou[small].mean()) if small.any() else None, "found": int(((held > 0) & (right > 0)).sum()), "there": int((held > 0).sum())}
+
+
 def spread_of(a: np.ndarray, b: np.ndarray, # of `per_picture`, of the same pictures
               draws: int = 2000, seed: int = 0) -> float:
     "Standard deviation of the difference in mIoU over draws of as many pictures (bootstrap)."
@@ -152,4 +162,4 @@ def tell(runs: Path, val: TaggedImages) -> dict:
     known = lambda name, file, key: (found := read_evaluation(runs / name / "evaluate" / file)) and found.summary()[key]
     return {"pictures": len(val), "classes": len(val.classes), "all background": all_background(read_evaluation(runs / "ours/evaluate/val.json")).summary()["mean_iou"], "raw CAM, told the tags": known("ours", "cues.cam.json", "mean_iou"), "raw CAM": known("ours", "val.cam.json", "mean_iou"),
             "trials": {name: {"mean_iou": float(mean_iou_of(counts[name].sum(0))), "spread": spread_of(counts[name], counts["ours"]),
-                              "told": known(name, "val.tags.json", "mean_iou"), "cues": known(name, "cues.json", "filled_mean_iou"), "shares": [require_done(runs / name, "cues")["counts"][kind] for kind in ("foreground", "background")]} for name in done}}
+                              "told": known(name, "val.tags.json", "mean_iou"), **by_size(counts[name].sum(0)), "cues": known(name, "cues.json", "filled_mean_iou"), "shares": [require_done(runs / name, "cues")["counts"][kind] for kind in ("foreground", "background")]} for name in done}}
