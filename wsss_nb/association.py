@@ -137,7 +137,7 @@ def tag_scores(tag: np.ndarray, # integer (n,): 1…C, 0 for noise
     share = lambda part, of: float((part & of).sum() / of.sum()) if of.any() else float("nan")
     return {"right": share(tag == truth, thing), "right of those kept": share(tag == truth, kept), "objects kept": share(kept, thing), "noise dropped": share(~kept, ~thing)}
 
-# %% ../nbs/42b_association.ipynb #6f39dba0
+# %% ../nbs/42b_association.ipynb #1bae688f
 def among(simple: TaggedImages, # pretraining.class_folders
           classes: tuple[str, ...], # names of 1…C
           ) -> TaggedImages:

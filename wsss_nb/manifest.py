@@ -100,7 +100,7 @@ def stage(needs: Iterable[str] | Callable[[Config], Iterable[str]] = (), # stage
 
 STAGES: dict[str, Callable[[Config, str | Path], dict]] = {}   # in the order in which they were defined
 
-# %% ../nbs/51c_manifest.ipynb #8e55e614
+# %% ../nbs/51c_manifest.ipynb #2d1010d5
 def is_begun(run: Path,
              name: str, # of a stage
              ) -> bool:

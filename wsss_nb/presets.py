@@ -137,7 +137,7 @@ def with_network(name: str, # of the segmenter
     "Which network learns to segment, and which finds the cues."
     return {"train": {"network": name}, "retrain": {"network": name}, "classify": classify}
 
-# %% ../nbs/50a_presets.ipynb #d346e26e
+# %% ../nbs/50a_presets.ipynb #21e1cc04
 LITE = "timm:tf_efficientnet_lite0"   # of the extra `modern`, whose packages hold its ImageNet weights
 PHOTO_VIEW = {"network": LITE, "head": "linear", "stride": 16, "view": "crop", "size": 224, "low": .5, "high": 1., "workers": READERS, "looked_at": 12}
 PHOTO = {"classify": {"network": LITE, "preset": "photo"}, "instances": {"source": "saliency", "features": LITE, "size": 224}, "train": learning("photo") | PHOTO_VIEW, "retrain": learning("photo") | PHOTO_VIEW | {"rounds": 0, "restrict": True, "balanced": True}}

@@ -60,7 +60,7 @@ def mask_loss(prediction: Prediction, S: Tensor, batch: Batch,
     losses = {"pixel": (balanced_seeding_loss if balanced else pixel_loss)(prediction.H, S)}
     return losses | ({"expand": expansion_loss(prediction.H, batch.T)} if expansion else {})
 
-# %% ../nbs/50_recipes.ipynb #d97564f7
+# %% ../nbs/50_recipes.ipynb #cce729ab
 @dataclass(frozen=True)
 class Recipe:
     "A method: what is stored, what is learned from, how wrong it was, and what a CRF says."

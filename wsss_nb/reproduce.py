@@ -62,7 +62,7 @@ def reproduction(preset: str, # of presets.PRESETS
           "complete the data (wsss_nb prepare says what is missing), or add --anyway to train on these all the same")
     return config
 
-# %% ../nbs/52b_reproduce.ipynb #923718ee
+# %% ../nbs/52b_reproduce.ipynb #eee956e5
 class Compared(NamedTuple):
     "A row: percent; None where there is no number."
     name: str
