@@ -15,7 +15,7 @@ from wsss_nb.core import DataError
 from wsss_nb.evaluation import Evaluation, mean_iou
 from wsss_nb.files import write_labels
 from wsss_nb.manifest import write_json
-from wsss_nb.photo_study import FULL, PHOTO_TRIALS, lend, mean_iou_of, measure_photos, photo_config, read_photo_study, spread_of
+from wsss_nb.photo_study import FULL, PHOTO_TRIALS, by_size, lend, mean_iou_of, measure_photos, photo_config, read_photo_study, spread_of
 from wsss_nb.recipes import RECIPES
 
 STORED = ROOT / "nbs/results/photo_study/coco_sample.json"
@@ -38,6 +38,25 @@ def test_three_numbers_are_enough(seed):
     N = matrices(np.random.default_rng(seed), 6, 5)
     N[:, 2] = N[:, :, 2] = 0
     assert mean_iou_of(reduced(N).sum(0)) == pytest.approx(mean_iou(N.sum(0)), abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_sizes_are_counted_class_by_class(seed):
+    """Large, small and found, by a loop over the classes with lesson 05's IoU; classes that are nowhere belong to neither."""
+    N = matrices(np.random.default_rng(seed), 6, 5).sum(0)
+    N[1] = N[:, 1] = 0
+    N[4, 0] = 3                                              # a class that is there, whatever was drawn
+    iou, share = [N[c, c] / max(N[c].sum() + N[:, c].sum() - N[c, c], 1) for c in range(5)], N.sum(1) / N.sum()
+    mean = lambda classes: pytest.approx(np.mean([iou[c] for c in classes])) if classes else None
+    said = by_size(reduced(N[None])[0], .2)
+    assert said["large"] == mean([c for c in range(5) if share[c] >= .2]) and said["small"] == mean([c for c in range(5) if 0 < share[c] < .2])
+    assert said["found"] == sum(N[c].sum() > 0 and N[c, c] > 0 for c in range(5)) and said["there"] == sum(N[c].sum() > 0 for c in range(5))
+    assert said["classes above"] == sum(share >= .2)
+
+
+def test_no_class_is_large():
+    """Many equal classes: none holds the share that is asked for."""
+    assert by_size(np.stack([np.ones(9), np.ones(9), np.ones(9)]), .5)["large"] is None
 
 
 def test_spread_equals_a_loop():

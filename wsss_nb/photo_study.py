@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ['FULL', 'OTHERS', 'PARTS', 'PHOTO_TRIALS', 'PhotoTrial', 'photo_config', 'read_photo_study', 'draw_photo_rows', 'lend',
            'write_masks', 'per_picture', 'mean_iou_of', 'by_size', 'spread_of', 'measure_photos', 'tell']
 
-# %% ../nbs/57b_photo_study.ipynb #e6d9eb28
+# %% ../nbs/57b_photo_study.ipynb #fb89348e
 @dataclass(frozen=True)
 class PhotoTrial:
     "One run."
@@ -97,7 +97,7 @@ def write_masks(data: TaggedImages, folder: Path) -> Path:
             write_labels(folder / f"{name}.png", data.mask(i))
     return folder
 
-# %% ../nbs/57b_photo_study.ipynb #a4664c7d
+# %% ../nbs/57b_photo_study.ipynb #3c6baa86
 def per_picture(folder: str | Path, data: TaggedImages) -> np.ndarray: # int64 (n,3,1+C): right, said, there
     "What mIoU needs to know of each picture."
     seen = []
@@ -122,7 +122,7 @@ def by_size(counts: np.ndarray, # (3,1+C): a sum of `per_picture`
     right, said, there = counts.astype(float)
     iou, held = right / np.maximum(said + there - right, 1), there / there.sum()
     large, small = held >= share, (held > 0) & (held < share)
-    return {"large": float(iou[large].mean()) if large.any() else None, "small": float(iou[small].mean()) if small.any() else None, "found": int(((held > 0) & (right > 0)).sum()), "there": int((held > 0).sum())}
+    return {"large": float(iou[large].mean()) if large.any() else None, "small": float(iou[small].mean()) if small.any() else None, "found": int(((held > 0) & (right > 0)).sum()), "there": int((held > 0).sum()), "classes above": int(large.sum())}
 
 
 def spread_of(a: np.ndarray, b: np.ndarray, # of `per_picture`, of the same pictures
@@ -134,7 +134,7 @@ def spread_of(a: np.ndarray, b: np.ndarray, # of `per_picture`, of the same pict
     drawn = [mean_iou_of((w @ x.reshape(n, -1)).reshape(draws, *x.shape[1:])) for x in (a, b)]
     return float(np.std(drawn[0] - drawn[1], ddof=1))
 
-# %% ../nbs/57b_photo_study.ipynb #1ec01b8f
+# %% ../nbs/57b_photo_study.ipynb #793952c6
 def measure_photos(data: str | Path, runs: str | Path, out: str | Path,
                    extra: Sequence[str] = (), # of every run: data.train=mine.json, …
                    only: Sequence[str] = (), # these rows; none: all
