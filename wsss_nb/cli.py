@@ -54,7 +54,7 @@ def finish(config: object, run: Path) -> None:
     print(table_of(rows) if rows else "There are no masks, so nothing can be scored: look at the pictures.")
     print(f"\nThe whole story, with pictures: {run / 'report/index.html'}")
 
-# %% ../nbs/53_cli.ipynb #70119010
+# %% ../nbs/53_cli.ipynb #e2ec7a2c
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help="Weakly supervised semantic segmentation from image-level tags. Start with: wsss_nb demo")
 app.registered_commands += places.registered_commands + papers.registered_commands   # prepare, toyvoc, own: lesson 52d; recipes, reproduce, submit: 52c
