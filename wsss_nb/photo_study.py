@@ -60,7 +60,7 @@ def photo_config(trial: PhotoTrial, data: str | Path, # a folder
     given = [f"cues.seeds={masks}"] if masks else []
     return load_config(trial.recipe, data, overrides=["preset=ours/photo", "predict.variants=tags", *extra, *trial.settings, *given])
 
-# %% ../nbs/57b_photo_study.ipynb #9f6aa93c
+# %% ../nbs/57b_photo_study.ipynb #fb996a44
 def read_photo_study(file: str | Path) -> dict:
     "What `measure_photos` has written."
     return json.loads(Path(file).read_text(encoding="utf-8"))
@@ -68,11 +68,11 @@ def read_photo_study(file: str | Path) -> dict:
 
 def draw_photo_rows(ax: Axes, found: dict, rows: dict[str, str], # name of a run -> what to call it
                     ) -> None:
-    "A dot for each row, with the spread of its difference from the first."
+    "A dot for each row, with two spreads of its difference from the first."
     there = {name: title for name, title in rows.items() if name in found["trials"]}
     for y, name in enumerate(there):
         trial = found["trials"][name]
-        ax.errorbar(100 * trial["mean_iou"], y, xerr=100 * trial["spread"], fmt="o", ms=6, capsize=3, color="#E69F00" if name in FULL else "#0072B2")
+        ax.errorbar(100 * trial["mean_iou"], y, xerr=200 * trial["spread"], fmt="o", ms=6, capsize=3, color="#E69F00" if name in FULL else "#0072B2")
     ax.axvline(100 * found["trials"]["ours"]["mean_iou"], color="black", lw=1, ls=":")
     ax.set_yticks(range(len(there)), there.values())
     ax.invert_yaxis()
