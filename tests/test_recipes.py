@@ -85,6 +85,18 @@ def test_ours_may_expand():
     assert torch.equal(plain["pixel"], balanced_seeding_loss(prediction.H, S)) and torch.equal(more["expand"], expansion_loss(prediction.H, batch.T))
 
 
+@pytest.mark.parametrize("expands", [False, True])
+def test_ours_with_the_boundary_loss(expands):
+    """SEC's losses on the same grown supervision, and a CRF only where a loss asks for one."""
+    prediction, S, batch = batch_of()
+    plain, method = RECIPES["ours"]().method, RECIPES["ours"](boundary=True, expansion=expands, crf_scale=6.).method
+    found = method.loss(prediction, S, batch)
+    assert set(found) == {"seed", "boundary", *(["expand"] if expands else [])}
+    assert torch.equal(found["seed"], balanced_seeding_loss(prediction.H, S)) and torch.equal(found["boundary"], boundary_loss(prediction.H, prediction.Q))
+    assert method.refine.keywords["scale"] == 6 and plain.refine is None
+    assert method.supervise.func is plain.supervise.func is grown and method.supervise.keywords == plain.supervise.keywords
+
+
 def test_options_reach_the_method():
     """Each argument of a recipe does what it says."""
     prediction, S, batch = batch_of()
