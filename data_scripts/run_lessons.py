@@ -29,6 +29,8 @@ from execnb.shell import CaptureShell
 from nbdev.clean import clean_nb
 from nbdev.config import get_config
 
+from wsss_nb.files import atomic
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = get_config(path=ROOT)
 FLAGS = "|".join(flag for flag in CONFIG.tst_flags.split() if flag != "data" or not os.environ.get("WSSS_NB_DATA"))
@@ -67,11 +69,12 @@ def keep(path: Path, number: int, outputs: list) -> list:
 
 
 def keep_opening(folder: Path, source: str, outputs: list) -> None:
-    "Write the figure that the lesson opens with to the folder of pictures."
+    "Write the figure that the lesson opens with to the folder of pictures, whole or not at all."
     name = re.search(r"^#\|[ \t]*opening:[ \t]*(\w+\.jpg)[ \t]*$", source, re.M)
     shown = [output["data"]["image/jpeg"] for output in outputs if "image/jpeg" in output.get("data", {})]
     if name and shown:
-        (folder / "images" / name[1]).write_bytes(base64.b64decode("".join(shown[0])))
+        with atomic(folder / "images" / name[1]) as file:
+            file.write_bytes(base64.b64decode("".join(shown[0])))
 
 
 def run(path: Path) -> float:
@@ -88,10 +91,11 @@ def run(path: Path) -> float:
         if shell.exc:
             raise SystemExit(story(path, number, cell, shell.exc))
         cell["outputs"] = keep(path, number, cell.outputs)
-        keep_opening(path.parent, cell.source, cell.outputs)
     clean_nb(notebook, allowed_metadata_keys=CONFIG.get("allowed_metadata_keys", "").split(),
              allowed_cell_metadata_keys=CONFIG.get("allowed_cell_metadata_keys", "").split())
     write_nb(notebook, path)
+    for cell in notebook.cells:                                # only now: a lesson that raised keeps its old picture, too
+        keep_opening(path.parent, cell.source, cell.get("outputs", []))
     return time.time() - start
 
 

@@ -31,6 +31,11 @@ def test_lost_wants_rivals():
             most_lost(scores)
 
 
+def test_pictures_that_nobody_judged():
+    """Nobody loses where no pixel is judged; the file says that there is no score, in JSON that every program reads."""
+    assert most_lost({"a": [float("nan"), .4], "b": [float("nan"), .5]}) == {"a": (1, "b"), "b": (0, "a")}
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_label_map_survives(seed):
     """There and back, through text; pycocotools reads the same pixels of each class."""
@@ -47,11 +52,16 @@ def test_gallery_holds_both_answers(tmp_path):
     rng = np.random.default_rng(0)
     masks = rng.integers(0, 3, (4, 6, 5)).astype(np.uint8)
     data = TaggedImages(("cow", "boat"), tuple("wxyz"), np.ones((4, 2), bool), lambda name: np.zeros((6, 5, 3), np.uint8), read_mask=lambda name: masks["wxyz".index(name)])
-    said = {name: rng.integers(0, 3, (4, 6, 5)).astype(np.uint8) for name in ("a", "b")}
+    before, said = masks[2].copy(), {name: rng.integers(0, 3, (4, 6, 5)).astype(np.uint8) for name in ("a", "b")}
     for name, maps in said.items():
         for i, S in enumerate(maps):
             write_labels(tmp_path / name / f"{data.ids[i]}.png", S)
     keep_gallery({name: tmp_path / name for name in said}, data, tmp_path / "gallery.json")
+    masks[2] = 255
+    keep_gallery({name: tmp_path / name for name in said}, data, tmp_path / "unjudged.json")
+    unjudged = json.loads((tmp_path / "unjudged.json").read_text(), parse_constant=lambda text: pytest.fail(text))
+    assert [row[2] for row in unjudged["scores"].values()] == [None, None]
+    masks[2] = before
     kept = json.loads((tmp_path / "gallery.json").read_text())
     for name, maps in said.items():
         own = [mean_iou(confusion(S, mask, 3)) for S, mask in zip(maps, masks, strict=True)]

@@ -64,6 +64,9 @@ def test_opening_picture_is_written(tmp_path):
     shown = read_lesson(tmp_path / "99_open.ipynb").code[0].outputs[0]["data"]["image/jpeg"]
     assert (tmp_path / "images/curve.jpg").read_bytes() == base64.b64decode("".join(shown))
     assert [file.name for file in (tmp_path / "images").iterdir()] == ["curve.jpg"]
+    drawn = (tmp_path / "images/curve.jpg").read_bytes()
+    write_notebook(tmp_path / "99_open.ipynb", "#| opening: curve.jpg\n" + PLOT.replace("[1, 2]", "[2, 1]"), "1 / 0")
+    assert run(tmp_path / "99_open.ipynb").returncode == 1 and (tmp_path / "images/curve.jpg").read_bytes() == drawn
 
 
 def test_data_cells_run_where_the_data_is(tmp_path):

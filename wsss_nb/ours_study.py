@@ -63,7 +63,7 @@ def cue_readers(made: Mapping[str, np.ndarray], # of `all_cues`
 def _take(made: Mapping[str, np.ndarray], k: int | slice, name: str) -> np.ndarray:
     return made[name][k]
 
-# %% ../nbs/57_ours_study.ipynb #876a4d28
+# %% ../nbs/57_ours_study.ipynb #d78e476b
 def scores_of(folder: str | Path, # of predictions: ID.png
               data: TaggedImages, # with masks
               ) -> list[float]: # mean IoU of each picture
@@ -76,6 +76,7 @@ def most_lost(scores: Mapping[str, list[float]], # a method's scores, of the sam
     "For each method the picture on which another is furthest ahead of it."
     check(len(scores) > 1 and len({len(row) for row in scores.values()}) == 1, f"scores of {len(scores)} methods on {sorted({len(row) for row in scores.values()})} pictures", "at least two, on as many pictures", "score them on one list")
     names, A = list(scores), np.array(list(scores.values()))   # (methods,pictures)
+    A = np.where(np.isnan(A), 0, A)   # a picture of which no pixel is judged: nobody loses there
     return {name: (i, names[A[:, i].argmax()]) for name, row in zip(names, A, strict=True) for i in [int((A.max(0) - row).argmax())]}
 
 
@@ -97,4 +98,4 @@ def keep_gallery(folders: Mapping[str, Path], # method -> its predictions
     scores = {name: scores_of(folder, data) for name, folder in folders.items()}
     answer = lambda name, i: pack_labels(read_labels(Path(folders[name]) / f"{data.ids[i]}.png"))
     lost = {name: {"picture": i, "rival": rival, "mine": answer(name, i), "theirs": answer(rival, i)} for name, (i, rival) in most_lost(scores).items()}
-    note(out, {"images": len(data), "scores": {name: [round(x, 4) for x in row] for name, row in scores.items()}, "lost": lost})
+    note(out, {"images": len(data), "scores": {name: [None if x != x else round(x, 4) for x in row] for name, row in scores.items()}, "lost": lost})

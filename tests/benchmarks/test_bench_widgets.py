@@ -1,6 +1,6 @@
 """How long after a slider is let go does the new picture stand? Asserts no time.
 
-    pytest tests/benchmarks/test_bench_widgets.py -s
+    pytest -n 0 -s tests/benchmarks/test_bench_widgets.py
     python tests/benchmarks/test_bench_widgets.py 14a_cues 30_growing
 
 Every lesson is run to its widgets. Each widget then gets settings drawn between the ends of its sliders, and what it draws is
