@@ -38,6 +38,11 @@ def saved_outputs(lesson: Lesson) -> list[str]:
     return [] if any(cell.outputs for cell in lesson.code) or not lesson.exported else ["no output is saved"]
 
 
+def lost_prints(lesson: Lesson) -> list[str]:
+    """run_lessons.py keeps nothing that a cell prints when its last sign is a semicolon, so it must not end with one."""
+    return [f"{cell} prints, and ends with a semicolon" for cell in lesson.code if "print" in cell.called and cell.source.rstrip().endswith(";") and not cell.skipped(FLAGS)]
+
+
 def stderr_outputs(lesson: Lesson) -> list[str]:
     """No warnings and progress bars among the results."""
     return [f"{cell} has saved stderr" for cell in lesson.code if any(o.get("name") == "stderr" for o in cell.outputs)]
@@ -178,7 +183,7 @@ def ending(lesson: Lesson) -> list[str]:
     return [] if ends or lesson.name in PAGES else ["does not end with `## Exercises` and a cell for the student"]
 
 
-RULES = (opening, saved_errors, saved_outputs, stderr_outputs, import_cells, flagged_cells, figures, figure_words, opening_pictures, size, signatures,
+RULES = (opening, saved_errors, saved_outputs, stderr_outputs, lost_prints, import_cells, flagged_cells, figures, figure_words, opening_pictures, size, signatures,
          magic_numbers, machine_paths, ending)
 
 
@@ -268,6 +273,7 @@ BROKEN = [
     (saved_errors, make_lesson("05_boxes", output("error", ename="ValueError")), "error"),
     (saved_outputs, exported("x = 1"), "no output"),
     (stderr_outputs, make_lesson("05_boxes", output("stream", name="stderr", text=["100%"])), "stderr"),
+    (lost_prints, code("print(1)\nx.plot();"), "semicolon"),
     (import_cells, code("import sys\nprint(1)"), "imports and does"),
     (import_cells, code("def f():\n    import sys"), "imports and does"),
     (import_cells, exported("import sys\nx = 1"), "imports and does"),
