@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -149,7 +150,8 @@ def test_two_processes_make_one_run(shared, toyvoc):
     assert [row["epoch"] for row in read_log(run / "train/quality.jsonl")] == [0, 1, 2, 3]
     config = load_config("dsrg/toy", toyvoc, overrides=[*TINY, "train.epochs=3", "device=cpu"])
     assert stages.classify(config, run) == read_manifest(run / "classify")
-    assert json.loads((run / "evaluate/val.json").read_text())["images"] == len(val)
+    scores = {name: json.loads((run / f"evaluate/{name}.json").read_text()) for name in ("val", "val.cam")}
+    assert scores["val"]["images"] == len(val) and np.sum(scores["val"]["confusion"]) == np.sum(scores["val.cam"]["confusion"])     # the maps' pixels too are counted by both processes
 
 
 def test_one_of_two_is_killed_and_the_run_goes_on(shared, toyvoc, tmp_path):
