@@ -89,7 +89,7 @@ class Preset:
             return warp_transform(self.size, mean=mean, std=std)
         return crop_transform(self.size, mean=mean, std=std, low=self.low, high=self.high)
 
-# %% ../nbs/10d_classifier.ipynb #88bd93fe
+# %% ../nbs/10d_classifier.ipynb #2c85c32d
 WST_CLASSIFIER = Preset(Training(epochs=20, batch_size=16, learning_rate=1e-3, schedule="poly_epoch", power=.9))
 DSRG_CLASSIFIER = Preset(Training(iterations=8000, batch_size=20, learning_rate=5e-4, schedule="step", step_every=2000, step_factor=.1),
                          view="warp", bias=2., bias_decay=0., dropout=.5)

@@ -114,7 +114,7 @@ def choose_preset(recipe: str, # its name
             return (fitting or own)[0]
     return None
 
-# %% ../nbs/51_config.ipynb #20c9fd6c
+# %% ../nbs/51_config.ipynb #8877cb8d
 def build(flat: Mapping[str, object], # dotted key -> value of its type
           ) -> Config:
     "The config that settings make; a section that refuses is named."

@@ -40,12 +40,12 @@ def min_cut(source: np.ndarray, # float64 (n,): capacity of the link from the so
     value = graph.maxflow()
     return ~graph.get_grid_segments(nodes), value
 
-# %% ../nbs/31_graphcut.ipynb #bdf4ebc7
+# %% ../nbs/31_graphcut.ipynb #ad17fd29
 def join_features(layers: Iterable[Tensor], # float (B,D,h,w) each, of any sizes
                   size: tuple[int, int], # h, w of the result
                   scaled: bool = True, # each layer's vectors have mean length 1, so that none drowns the others
                   ) -> Tensor: # float32 (B,ΣD,h,w)
-    "Outputs of several layers, resized and laid behind each other (DGCN 3.3)."
+    "Outputs of several layers, resized, their channels stacked (DGCN 3.3)."
     joined = []
     for x in layers:
         x = x.detach().float()

@@ -160,7 +160,7 @@ def require_fit(network: nn.Module, data: TaggedImages, accepted: np.ndarray | N
     check(accepted is None or accepted.dtype == bool and accepted.shape == data.tags.shape, f"accepted is {getattr(accepted, 'dtype', '')} of shape {getattr(accepted, 'shape', '')}",
           f"bool {data.tags.shape}: a row an image, a column a class without background", "accepted_classes(score_images(classifier, data))")
 
-# %% ../nbs/41_inference.ipynb #e273697f
+# %% ../nbs/41_inference.ipynb #5f836772
 def _plan(network: nn.Module, data: TaggedImages, settings: dict, accepted: np.ndarray | None) -> dict:
     "What must be the same for two calls to write into one folder."
     amended = "no"

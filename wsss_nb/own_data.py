@@ -21,8 +21,8 @@ from .tagged import check_ids
 __all__ = ['HEADS', 'ENDS', 'ROW', 'delimiter_of', 'words_of', 'read_table', 'ids_of', 'find_pictures', 'link', 'split',
            'write_own', 'told_own']
 
-# %% ../nbs/03f_own_data.ipynb #3673f78d
-HEADS = {"file", "filename", "image", "picture", "photo", "name", "id", "path"}   # first words of a head line
+# %% ../nbs/03f_own_data.ipynb #b728d3df
+HEADS = {"file", "filename", "image", "picture", "photo", "name", "id", "path"}   # first words of a header line
 ENDS = (".jpg", ".jpeg", ".png")
 ROW = "a line for each picture: its file, a delimiter, its tags parted by ;"
 

@@ -58,7 +58,7 @@ def label_folder(folder: str | Path, # of ID.png, from `make_labels` or drawn by
           "use the labels of this data set; class numbers would mean something else")
     return LabelFolder(folder, classes)
 
-# %% ../nbs/42_retraining.ipynb #2f16411f
+# %% ../nbs/42_retraining.ipynb #6336fe5f
 def make_labels(network: nn.Module, # a trained Segmenter
                 data: TaggedImages, # the training pictures
                 folder: str | Path, # made if missing

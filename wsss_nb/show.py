@@ -123,7 +123,7 @@ def heat_overlay(image: np.ndarray, # uint8 (h,w,3)
     grey = image.mean(2, keepdims=True)
     return ((1 - alpha) * grey + alpha * WHITE * colormaps[HEAT](values)[..., :3]).round().astype(np.uint8)
 
-# %% ../nbs/04_show.ipynb #4e58c006
+# %% ../nbs/04_show.ipynb #100ffb5e
 def as_picture(values: np.ndarray, # uint8 (h,w,3), integer or bool (h,w) labels, or float (h,w) in [0,1]
                ) -> np.ndarray: # uint8 (h,w,3)
     "A picture of an image, a label map or a heat map."
@@ -152,7 +152,7 @@ def panels(pictures: dict[str, np.ndarray], # title -> anything `as_picture` tak
         ax.axis("off")
     for ax, title, picture in zip(axes.flat, pictures, drawn):
         ax.imshow(picture, interpolation="nearest")
-        ax.set_title(title, fontsize=10)
+        ax.set_title(title, fontsize=10, y=1)          # y is given: matplotlib need not look for room above each picture, which takes half of the time
     return fig
 
 # %% ../nbs/04_show.ipynb #45e19f8f

@@ -28,9 +28,9 @@ __all__ = ['AGAIN', 'V1', 'V2', 'V3', 'MXNET_TYPES', 'BFLOAT16', 'DEEPEST', 'MXN
            'RESNET38_TORCH', 'some', 'check_fit', 'load_weights', 'ByteReader', 'read_mxnet', 'read_torch',
            'read_weights', 'resnet38_name', 'rename', 'Source', 'as_remote', 'checkpoint', 'fetch']
 
-# %% ../nbs/10b_weights.ipynb #c6882f2f
+# %% ../nbs/10b_weights.ipynb #37d2a2e9
 def some(names: list[str]) -> str:
-    "The first three, and how many more."
+    "The first three, and how many more; the word none, where there are none."
     return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}" or "none"
 
 
@@ -211,7 +211,7 @@ def rename(name: str, # of the trunk
         tensors = {re.sub(r"^features\.(\d+)", lambda m: layers[int(m[1])] if int(m[1]) < len(layers) else m[0], key): v for key, v in tensors.items()}
     return {key: v for key, v in tensors.items() if not key.startswith(ENDS.get(name, ("\n",)))}
 
-# %% ../nbs/10b_weights.ipynb #da89927b
+# %% ../nbs/10b_weights.ipynb #c3362efb
 class Source(NamedTuple):
     "A published weight file."
     file: str
