@@ -114,7 +114,7 @@ def choose_preset(recipe: str, # its name
             return (fitting or own)[0]
     return None
 
-# %% ../nbs/51_config.ipynb #8877cb8d
+# %% ../nbs/51_config.ipynb #c77ecb28
 def build(flat: Mapping[str, object], # dotted key -> value of its type
           ) -> Config:
     "The config that settings make; a section that refuses is named."
@@ -148,7 +148,7 @@ def name_preset(said: Mapping[str, object], presets: Mapping[str, Mapping]) -> t
 
 
 def load_config(recipe: str | None = None, # dsrg, dsrg/voc-vgg16 or package.module:function; None: the file's, or dsrg
-                data: str | Path | None = None, # toyvoc or a folder in VOC layout; None: the file's, or toyvoc
+                data: str | Path | None = None, # toyvoc or a folder in VOC or COCO layout; None: the file's, or toyvoc
                 file: str | Path | None = None, # TOML
                 overrides: Iterable[str] = (), # "train.batch_size=8"
                 find: Callable[[str], Callable[..., Recipe]] = find_recipe, # name -> the recipe's function

@@ -13,7 +13,7 @@ import typer
 # %% auto #0
 __all__ = ['papers', 'RunFolder', 'Setting', 'DryRun', 'DATA', 'recipes_command', 'reproduce_command', 'submit_command']
 
-# %% ../nbs/52c_papers.ipynb #58baea0c
+# %% ../nbs/52c_papers.ipynb #c6c2143a
 papers = typer.Typer()   # lesson 53 takes its commands up
 
 RunFolder = Annotated[Path, typer.Option(help="The run's folder; goes on from what is in it.")]
@@ -39,8 +39,8 @@ def recipes_command(table: Annotated[bool, typer.Option("--table", help="A row f
         return
     for name, make in RECIPES.items():
         paper = PAPERS[name]
-        print(f"{name:10}{(make.__doc__ or '').strip()}\n{'':10}{paper.title} ({paper.venue}); on VOC 2012 val: "
-              + ", ".join(f"{key} {value:.1f}" for key, value in paper.reported.items()) + f" ({paper.setting})")
+        reported = ", ".join(f"{key} {value:.1f}" for key, value in paper.reported.items())
+        print(f"{name:10}{(make.__doc__ or '').strip()}\n{'':10}{paper.title} ({paper.venue})" + (f"; on VOC 2012 val: {reported} ({paper.setting})" if reported else ""))
         print(f"{'':10}presets: {', '.join(preset for preset in (*PRESETS, *FEATURE_PRESETS) if preset.split('/')[0] == name)}\n")
 
 
