@@ -20,6 +20,7 @@ from notebooks import NBS, ROOT, Lesson, lesson_paths, read_lesson, settings
 from test_notebooks import exported_lines
 
 KEPT = NBS / "results" / "lesson_times.json"
+NAMES = [path.stem for path in lesson_paths() if path.stem != "index"]     # the front page shows what is measured here
 ALONE = "import sys, pathlib, nbdev.test as t; sys.exit(not t.test_nb(pathlib.Path(sys.argv[1]), sys.argv[2].split(), basepath=sys.argv[3])[0])"
 
 
@@ -54,7 +55,7 @@ def main() -> None:
     """Run, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="LESSON", help="lessons by name, such as 30_growing; all without")
-    names = parser.parse_args().names or [path.stem for path in lesson_paths()]
+    names = parser.parse_args().names or NAMES
     print(row("", {key: key for key in ("seconds", "processor", "megabytes", "cells", "exported", "kB")}))
     table = {}
     with tempfile.TemporaryDirectory() as cache:
@@ -62,7 +63,7 @@ def main() -> None:
             table[name] = run_alone(NBS / f"{name}.ipynb", cache)
             print(row(name, table[name] | sizes(read_lesson(NBS / f"{name}.ipynb"))), flush=True)
     print(f"{len(table)} lessons, {sum(values['seconds'] for values in table.values()) / 60:.1f} minutes; the longest {max(table, key=lambda name: table[name]['seconds'])}")
-    if len(names) == len(lesson_paths()):
+    if names == NAMES:
         KEPT.write_text(json.dumps({"machine": machine(), "lessons": table}, indent=1) + "\n", encoding="utf-8")
 
 
