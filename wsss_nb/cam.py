@@ -62,7 +62,7 @@ def _require_shapes(features: Tensor, weight: Tensor, T: Tensor) -> None:
           f"features {tuple(features.shape)}, weights {tuple(weight.shape)} and tags {tuple(T.shape)} do not belong together",
           "(B,D,h,w), (C,D) and (B,C)", "take network.features(image), network.weight and the tags of the same images")
 
-# %% ../nbs/11_cam.ipynb #6efffdb8
+# %% ../nbs/11_cam.ipynb #c573c964
 SCALES = (1., .75, .5)   # WST 4.3
 
 
@@ -86,8 +86,9 @@ def activation_maps(network: Classifier,
         for k, scale in enumerate(scales):
             seen = _one_scale(network, image, T, scale, flip, ids)[b, c]
             if len(b):
-                maps[k, b, c] = interpolate(seen[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-    return by_maximum(maps) if normalise else maps
+                enlarged = interpolate(seen[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+                maps[k, b, c] = by_maximum(enlarged) if normalise else enlarged
+    return maps
 
 
 def _one_scale(network: Classifier, image: Tensor, T: Tensor, scale: float, flip: bool, ids: tuple[str, ...]) -> Tensor:
