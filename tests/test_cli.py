@@ -60,6 +60,7 @@ def test_help_comes_with_an_example(command):
 def test_recipes_are_listed():
     said = wsss_nb("recipes")
     assert all(f"{name} " in said and f"{name}/toy" in said for name in RECIPES) and "Kolesnikov" in said
+    assert "val.train 57.6, val 59.0 (table 2, VGG16)" in said and "()" not in said     # the course's own recipe has no paper's numbers
     assert "wsss_nb demo" in wsss_nb("--help") and "0." in wsss_nb("--version")
 
 

@@ -8,8 +8,8 @@ import pytest
 from wsss_nb.config import load_config, write_config
 from wsss_nb.evaluation import Evaluation
 from wsss_nb.manifest import write_json
-from wsss_nb.measured import read_measured, rows_of, told_measured, told_missing
-from wsss_nb.presets import COCO, RESULTS, VOC
+from wsss_nb.measured import plot_measured, read_measured, rows_of, told_measured, told_missing
+from wsss_nb.presets import COCO, RESULTS, VOC, reported
 
 
 def put(folder, preset, iou, seed=0, train=None, val=None):
@@ -47,6 +47,20 @@ def test_means_and_differences(runs):
     assert rows["dsrg/voc-vgg16"][1:] == ["59.0", "63.3", "±", "15.3", "+4.3", "94%"]
     assert rows["sec/voc-vgg16"][1:] == ["50.7", "50.0", "-0.7", "74%"]
     assert rows["dsrg/voc-resnet101"][-2:] == ["no", "run"]
+
+
+def test_another_network_has_no_share(tmp_path):
+    """67.6 is VGG16's with every mask; of a ResNet's 50 it would be a share of nothing."""
+    put(tmp_path / "deep", "dsrg/voc-resnet101", .5)
+    row = next(line.split() for line in told_measured(read_measured(tmp_path, VOC)[0], VOC).splitlines() if line.startswith("dsrg/voc-resnet101"))
+    assert row[1:] == ["61.4", "50.0", "-11.4", "–"]
+
+
+def test_the_figure_says_where_a_paper_has_no_number():
+    """One word for each row without a bar."""
+    from matplotlib.figure import Figure
+    ax = plot_measured([], VOC, Figure().subplots())
+    assert len(ax.texts) == sum(reported(name, name.split("/")[0]).get("val") is None for name in rows_of(VOC)) > 0
 
 
 def test_other_pictures_are_told_and_not_compared(runs):
